@@ -124,7 +124,7 @@ def normalised_profiles(
 
 
 def crop_tiles(image: Tensor, tiles: Sequence[Tile], scale: int = 1) -> Tensor:
-    """Stack crops along the batch axis, tile by tile: (len(tiles) * B, ..., height * scale, width * scale)."""
+    """Stack crops along the batch axis, tile by tile: (len(tiles) * B, ..., h * scale, w * scale)."""
     return torch.cat([tile.crop(image, scale) for tile in tiles])
 
 
