@@ -1,0 +1,64 @@
+"""Diffusion: noise paths and time, training objectives, timestep sampling, guidance, samplers.
+
+Inside the project t = 0 is data and t = 1 is noise. A :class:`Parameterization` says what a network's output means;
+an :class:`Objective` is one that can also train; :func:`sample`, :func:`refine` and :func:`with_scheduler` read it.
+"""
+
+from .guidance import Guidance, guide
+from .objective import Objective, ObjectiveOutput
+from .parameterization import Denoise, Parameterization, preset
+from .paths import (
+    DiscretePath,
+    GVPPath,
+    LinearPath,
+    Path,
+    TimeConvention,
+    VariancePreserving,
+    VPPath,
+)
+from .samplers import Callback, Step, draw_noise, refine, sample, time_grid
+from .schedulers import make_scheduler, respace, with_scheduler
+from .timesteps import (
+    LogitNormal,
+    Shifted,
+    Terminal,
+    TimestepSampler,
+    Uniform,
+    dimension_shift,
+    shift_time,
+    unshift_time,
+)
+
+__all__ = [
+    "Callback",
+    "Denoise",
+    "DiscretePath",
+    "GVPPath",
+    "Guidance",
+    "LinearPath",
+    "LogitNormal",
+    "Objective",
+    "ObjectiveOutput",
+    "Parameterization",
+    "Path",
+    "Shifted",
+    "Step",
+    "Terminal",
+    "TimeConvention",
+    "TimestepSampler",
+    "Uniform",
+    "VPPath",
+    "VariancePreserving",
+    "dimension_shift",
+    "draw_noise",
+    "guide",
+    "make_scheduler",
+    "preset",
+    "refine",
+    "respace",
+    "sample",
+    "shift_time",
+    "time_grid",
+    "unshift_time",
+    "with_scheduler",
+]

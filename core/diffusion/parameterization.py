@@ -1,0 +1,87 @@
+"""What a network's output means: along which path, as which kind of prediction, in which time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .paths import PREDICTIONS, DiscretePath, LinearPath, Path, TimeConvention, path_from_config
+
+
+class Denoise(Protocol):
+    """A network with its conditions filled in."""
+
+    def __call__(self, x_t: Tensor, timestep: Tensor, /) -> Tensor:
+        """Raw prediction for states (B, C, ...) at model timesteps (B,)."""
+
+
+class Parameterization:
+    """Path, kind of prediction and time of one network, shared by its training and its sampling.
+
+    Args:
+        path: Noise path; None is the linear path.
+        prediction: ``velocity``, ``epsilon``, ``v``, ``x0`` or ``score``.
+        time: How the network counts time; None is project time x 1000, as in FLUX and SD3.
+
+    A network with learned variance answers 2C channels; all readers here use the first C.
+    """
+
+    def __init__(
+        self, path: Path | None = None, prediction: str = "velocity", time: TimeConvention | None = None
+    ) -> None:
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
+        self.path = LinearPath() if path is None else path
+        self.prediction = prediction
+        self.time = TimeConvention() if time is None else time
+        if self.time.discrete and isinstance(self.path, DiscretePath) and self.path.steps != self.time.scale:
+            raise ValueError(f"the path has {self.path.steps} indices, the network's time {self.time.scale:g}")
+
+    def model_timestep(self, t: Tensor) -> Tensor:
+        """What the network is given at project times (B,)."""
+        return self.time.model_timestep(t)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should answer, in its own sign of time."""
+        return self._signed(self.path.target(x0, noise, t, self.prediction))
+
+    def read(self, raw: Tensor, x_t: Tensor, t: Tensor | float, kind: str) -> Tensor:
+        """The network's raw answer at ``x_t`` as another kind of prediction, in project time."""
+        raw = raw[:, : x_t.shape[1]] if raw.shape[1] == 2 * x_t.shape[1] else raw
+        return self.path.convert(self._signed(raw), x_t, t, self.prediction, kind)
+
+    def x0(self, raw: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """Clean data according to the network's raw answer."""
+        return self.read(raw, x_t, t, "x0")
+
+    def velocity(self, raw: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """Velocity in project time according to the network's raw answer."""
+        return self.read(raw, x_t, t, "velocity")
+
+    def config(self) -> dict[str, Any]:
+        """JSON-ready description, to be stored beside the weights."""
+        return {"path": self.path.config(), "prediction": self.prediction, "time": asdict(self.time)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Parameterization:
+        """Inverse of :meth:`config`."""
+        return cls(path_from_config(config["path"]), config["prediction"], TimeConvention(**config["time"]))
+
+    def _signed(self, value: Tensor) -> Tensor:
+        return -value if self.prediction == "velocity" and self.time.flip else value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, {self.prediction!r}, {self.time!r})"
+
+
+def preset(name: str) -> Parameterization:
+    """The parameterization of a published family: ``flow`` (FLUX, SD3, Wan), ``sit``, ``lightningdit`` or ``dit``."""
+    if name == "flow":
+        return Parameterization()
+    if name in ("sit", "lightningdit"):
+        return Parameterization(LinearPath(), "velocity", TimeConvention(scale=1.0, flip=True))
+    if name == "dit":
+        return Parameterization(DiscretePath(), "epsilon", TimeConvention(scale=1000.0, discrete=True))
+    raise ValueError(f"unknown preset {name!r}; one of flow, sit, lightningdit, dit")

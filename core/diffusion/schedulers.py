@@ -1,0 +1,225 @@
+"""Driving diffusers' schedulers with our networks.
+
+A scheduler brings its own path (flow or variance preserving), its own kind of prediction and its own numbering of
+time. A network trained on another path is asked at the time with the same signal-to-noise ratio, on the state scaled
+to its path, and its answer is translated. So any network runs under any scheduler.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PolyditError
+from .parameterization import Denoise, Parameterization
+from .paths import DiscretePath, LinearPath, Path, VariancePreserving
+from .samplers import Callback, Generators, Step
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+# diffusers' name of each kind of prediction, as ours.
+_KINDS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
+
+
+def respace(steps: int, num_train_timesteps: int = 1000, *, leading: bool = False) -> list[int]:
+    """Descending indices of a shortened discrete schedule, as DiT and improved DDPM space them.
+
+    Evenly from the first to the last index, rounded; with ``leading``, by a whole stride from 0 (``ddim50``). To be
+    given to a scheduler as ``set_timesteps={"timesteps": respace(250)}``.
+    """
+    if not 1 <= steps <= num_train_timesteps:
+        raise ValueError(f"cannot take {steps} of {num_train_timesteps} timesteps")
+    if leading:
+        for stride in range(1, num_train_timesteps + 1):
+            indices = range(0, num_train_timesteps, stride)
+            if len(indices) == steps:
+                return list(indices)[::-1]
+        raise ValueError(f"no whole stride gives {steps} of {num_train_timesteps} timesteps")
+    stride = (num_train_timesteps - 1) / (steps - 1) if steps > 1 else 1.0
+    return [round(stride * i) for i in range(steps)][::-1]
+
+
+def make_scheduler(
+    name: str, parameterization: Parameterization, shift: float = 1.0, **options: Any
+) -> SchedulerMixin:
+    """The diffusers scheduler of that name for a network's path.
+
+    Args:
+        name: ``euler``, ``heun``, ``unipc``, ``dpm++`` on any path; ``ddim`` and ``ddpm`` on a discrete path.
+        parameterization: Decides between the flow form of a scheduler and the form with the path's own betas.
+        shift: Time shift of the flow forms, see :func:`.timesteps.shift_time`.
+        options: Further constructor arguments of the scheduler.
+    """
+    import diffusers
+
+    path = parameterization.path
+    if isinstance(path, DiscretePath):
+        classes = {
+            "euler": "EulerDiscreteScheduler",
+            "heun": "HeunDiscreteScheduler",
+            "unipc": "UniPCMultistepScheduler",
+            "dpm++": "DPMSolverMultistepScheduler",
+            "ddim": "DDIMScheduler",
+            "ddpm": "DDPMScheduler",
+        }
+        settings: dict[str, Any] = {
+            "num_train_timesteps": path.steps,
+            "beta_schedule": path.schedule,
+            "beta_start": path.beta_start,
+            "beta_end": path.beta_end,
+        }
+        settings["timestep_spacing"] = "trailing"  # start where the noise is greatest, whatever the number of steps
+        settings["prediction_type"] = {"x0": "sample", "v": "v_prediction"}.get(parameterization.prediction, "epsilon")
+        if name in ("ddim", "ddpm"):
+            settings["clip_sample"] = False  # latents are not confined to [-1, 1]
+    else:
+        classes = {
+            "euler": "FlowMatchEulerDiscreteScheduler",
+            "heun": "FlowMatchHeunDiscreteScheduler",
+            "unipc": "UniPCMultistepScheduler",
+            "dpm++": "DPMSolverMultistepScheduler",
+        }
+        if name in ("euler", "heun"):
+            settings = {"shift": shift}
+        else:
+            settings = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
+    if name not in classes:
+        raise PolyditError(f"scheduler {name!r} does not exist for {path!r}; one of {', '.join(classes)}")
+    return getattr(diffusers, classes[name])(**(settings | options))
+
+
+def with_scheduler(
+    denoise: Denoise,
+    noise: Tensor,
+    parameterization: Parameterization,
+    scheduler: SchedulerMixin,
+    steps: int | None,
+    *,
+    latents: Tensor | None = None,
+    start: float = 1.0,
+    first_step: int | None = None,
+    set_timesteps: Mapping[str, Any] | None = None,
+    step_options: Mapping[str, Any] | None = None,
+    generator: Generators = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample by a diffusers scheduler, which is copied, not changed.
+
+    Args:
+        denoise: Network with conditions and guidance filled in.
+        noise: Standard normal (B, C, ...).
+        parameterization: What the network's output means.
+        scheduler: Any with one level per step: FlowMatchEuler, FlowMatchHeun, DDIM, DDPM, DPMSolverMultistep, UniPC, Euler.
+        steps: Length of the whole schedule, also for a partial start; None if ``set_timesteps`` gives a list.
+        latents: Sample to start from, noised to the first level run; without it the start is pure noise.
+        start: Greatest noise level (project time of the network's path) to run; noisier steps are skipped.
+        first_step: Number of steps to skip instead, as a pipeline's ``strength`` does: ``steps - int(steps * strength)``.
+        set_timesteps: Further arguments of the scheduler's ``set_timesteps`` (``mu``, ``sigmas``, ``timesteps``).
+        step_options: Further arguments of the scheduler's ``step`` (``eta``).
+        generator: Source of the scheduler's own noise, or one per sample.
+        callback: See :data:`.samplers.Callback`.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    arguments = dict(set_timesteps or {})
+    if steps is not None and not ("timesteps" in arguments or "sigmas" in arguments):
+        arguments["num_inference_steps"] = steps
+    scheduler.set_timesteps(device=noise.device, **arguments)
+    levels = _Levels(scheduler, parameterization.path)
+    total = len(scheduler.timesteps)
+    if first_step is None:
+        first_step = next((i for i in range(total) if levels.time(i) <= start + 1e-6), total)
+    if first_step >= total:
+        raise PolyditError(f"start {start:g} skips all {total} steps of the schedule; use more steps or a later start")
+    if first_step > 0 and latents is None:
+        raise ValueError("a partial start needs latents to start from")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first_step)
+
+    if latents is None:
+        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    else:
+        alpha, sigma = levels.pair(first_step)
+        x = (alpha * latents + sigma * noise) / levels.unit_state(torch.ones_like(noise), first_step)
+    options = dict(step_options or {})
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generator
+
+    for index in range(first_step, total):
+        timestep, t = scheduler.timesteps[index], levels.time(index)
+        x_t = levels.unit_state(x, index) * levels.to_network(index)
+        t_batch = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
+        raw = denoise(x_t, parameterization.model_timestep(t_batch)).to(x.dtype)
+        answer = levels.answer(raw, x_t, t_batch, index, parameterization)
+        if str(scheduler.config.get("variance_type", "")).startswith("learned"):
+            answer = torch.cat([answer, raw[:, x.shape[1] :]], dim=1)
+        x = scheduler.step(answer, timestep, x, **options, return_dict=False)[0]
+        if callback is not None:
+            t_next = levels.time(index + 1) if index + 1 < total else 0.0
+            x0 = parameterization.x0(raw, x_t, t_batch)
+            replaced = callback(Step(index - first_step, total - first_step, t, t_next, x, x0))
+            x = x if replaced is None else replaced
+    return x
+
+
+class _Levels:
+    """The noise level of each step of a scheduler, and the network's time for it."""
+
+    def __init__(self, scheduler: SchedulerMixin, path: Path) -> None:
+        if hasattr(scheduler, "sigmas_interpol"):
+            raise PolyditError(f"{type(scheduler).__name__}: its steps between two levels are not supported; use heun")
+        self.scheduler = scheduler
+        self.path = path
+        self.is_flow = bool(scheduler.config.get("use_flow_sigmas")) or not hasattr(scheduler, "alphas_cumprod")
+        self.kind = _KINDS[scheduler.config.get("prediction_type", "flow_prediction")]
+        self.shares_table = (
+            not self.is_flow
+            and isinstance(path, DiscretePath)
+            and scheduler.alphas_cumprod.shape == path.alphas_cumprod.shape
+            and torch.allclose(scheduler.alphas_cumprod.double().cpu(), path.alphas_cumprod, rtol=1e-4)
+        )
+
+    def pair(self, index: int) -> tuple[float, float]:
+        """Weights of data and noise at a step: they sum to 1 in a flow, their squares do otherwise."""
+        if hasattr(self.scheduler, "sigmas"):
+            sigma = float(self.scheduler.sigmas[index])
+            return (1 - sigma, sigma) if self.is_flow else (1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma))
+        abar = float(self.scheduler.alphas_cumprod[int(self.scheduler.timesteps[index])])
+        return abar**0.5, (1 - abar) ** 0.5
+
+    def unit_state(self, x: Tensor, index: int) -> Tensor:
+        """The scheduler's state with these weights (some schedulers keep ``x0 + sigma noise``)."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return x
+        return self.scheduler.scale_model_input(x, self.scheduler.timesteps[index])
+
+    def time(self, index: int) -> float:
+        """Project time on the network's path with the step's signal-to-noise ratio."""
+        if self.shares_table:
+            assert isinstance(self.path, DiscretePath)
+            return float(self.path.time_of_index(self.scheduler.timesteps[index].double().cpu()))
+        alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in self.pair(index))
+        return float(self.path.time_at(alpha, sigma))
+
+    def to_network(self, index: int) -> float:
+        """Factor from the unit state to the network's input."""
+        if self.shares_table:
+            return 1.0
+        t = torch.tensor(self.time(index), dtype=torch.float64)
+        return math.hypot(float(self.path.alpha(t)), float(self.path.sigma(t))) / math.hypot(*self.pair(index))
+
+    def answer(self, raw: Tensor, x_t: Tensor, t: Tensor, index: int, parameterization: Parameterization) -> Tensor:
+        """The network's answer as the kind of prediction that the scheduler expects, on the scheduler's path."""
+        other_path = {"velocity": not isinstance(self.path, LinearPath), "v": not isinstance(self.path, VariancePreserving)}
+        if not other_path.get(self.kind, False):
+            return parameterization.read(raw, x_t, t, self.kind)
+        x0 = parameterization.read(raw, x_t, t, "x0")
+        noise = parameterization.read(raw, x_t, t, "epsilon")
+        alpha, sigma = self.pair(index)
+        return noise - x0 if self.kind == "velocity" else alpha * noise - sigma * x0
