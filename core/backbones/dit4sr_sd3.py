@@ -7,6 +7,7 @@ those are trained.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -261,8 +262,13 @@ def dit4sr_from_official(state_dict: Mapping[str, torch.Tensor], **config: Any) 
         The model in float32, in eval mode, on its own copy of the weights.
 
     Raises:
-        PolyditError: names or shapes do not match the configuration.
+        PolyditError: an argument is unknown; names or shapes do not match the configuration.
     """
+    arguments = inspect.signature(DiT4SR.__init__).parameters
+    if unknown := [name for name in config if name not in arguments]:
+        raise PolyditError(
+            f"dit4sr configuration: {unknown[0]!r} is unknown; use {', '.join([*arguments][1:])}."
+        )
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):

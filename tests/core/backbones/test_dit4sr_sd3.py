@@ -98,6 +98,8 @@ def test_wrong_checkpoint_is_named(weights):
         dit4sr_from_official({k: v for k, v in weights.items() if k != "proj_out.bias"}, **META["config"])
     with pytest.raises(PolyditError, match="another shape"):
         dit4sr_from_official(weights, **{**META["config"], "joint_attention_dim": 41})
+    with pytest.raises(PolyditError, match="'depth' is unknown"):
+        dit4sr_from_official(weights, **META["config"], depth=3)
     with pytest.raises(PolyditError, match="compat: 'fixed'"):
         dit4sr_from_official(weights, **META["config"], compat="fixed")
 
