@@ -1,7 +1,8 @@
 """Diffusion: noise paths and time, training objectives, timestep sampling, guidance, samplers.
 
-Inside the project t = 0 is data and t = 1 is noise. A :class:`Parameterization` says what a network's output means;
-an :class:`Objective` is one that can also train; :func:`sample`, :func:`refine` and :func:`with_scheduler` read it.
+Inside the project t = 0 is data and t = 1 is noise. A :class:`Parameterization` says what a network's output
+means; an :class:`Objective` is one that can also train; :func:`sample`, :func:`refine` and
+:func:`with_scheduler` read it.
 """
 
 from .guidance import Guidance, guide

@@ -15,30 +15,30 @@ from .paths import TimeConvention
 
 
 def guide(conditional: Tensor, reference: Tensor, scale: float, channels: int | None = None) -> Tensor:
-    """``reference + scale (conditional - reference)`` on the first channels; the others stay the conditional's.
+    """``reference + scale (conditional - reference)`` on the first channels, conditional on the others.
 
     Args:
         conditional: Prediction (B, C, ...) under the condition.
         reference: Prediction of the unconditional or weaker network, same shape.
         scale: 1 is the conditional prediction itself.
-        channels: How many channels are guided, None for all. DiT, SiT and LightningDiT guide 3, whatever C is.
+        channels: How many are guided, None for all. DiT, SiT and LightningDiT guide 3, whatever C is.
     """
     guided = reference[:, :channels] + scale * (conditional[:, :channels] - reference[:, :channels])
-    return guided if guided.shape[1] == conditional.shape[1] else torch.cat([guided, conditional[:, channels:]], dim=1)
+    return torch.cat([guided, conditional[:, guided.shape[1] :]], dim=1)
 
 
 @dataclass(frozen=True)
 class Guidance:
     """How strongly to guide, where and when. All times are project time (t = 0 data).
 
-    With the reference an unconditional prediction this is classifier-free guidance (arXiv 2207.12598), with a weaker
-    network it is autoguidance (arXiv 2406.02507).
+    With the reference an unconditional prediction this is classifier-free guidance (arXiv 2207.12598), with a
+    weaker network it is autoguidance (arXiv 2406.02507).
 
     Args:
         scale: 1 switches guidance off.
         channels: Guided channels; None is all channels of the state, never those of a learned variance.
-        interval: Times, ends included, at which guidance acts (arXiv 2404.07724); elsewhere only the conditional
-            network runs. LightningDiT's ``cfg_interval_start`` s, in its own time, is (0, 1 - s).
+        interval: Times, ends included, at which guidance acts (arXiv 2404.07724); elsewhere only the
+            conditional network runs. LightningDiT's ``cfg_interval_start`` s, in its own time, is (0, 1 - s).
         power: If given, the scale grows from 1 at t = 1 to ``scale`` at t = 0 along
             ``(1 - cos(pi (1 - t)^power)) / 2``.
     """
@@ -90,8 +90,8 @@ class Guidance:
 
         Args:
             model: ``model(x_t, timestep, **condition) -> prediction``.
-            conditional: Condition by argument name. Tensors whose first axis is the batch are doubled; everything
-                else must be the same object in both conditions.
+            conditional: Condition by argument name. Tensors whose first axis is the batch are doubled;
+                everything else must be equal in both conditions.
             unconditional: The same names.
             time: How the network counts time.
         """
@@ -103,9 +103,10 @@ class Guidance:
             if scale == 1:
                 return model(x_t, timestep, **conditional)
             batch = x_t.shape[0]
-            both = {name: _join(name, value, unconditional[name], batch) for name, value in conditional.items()}
+            both = {key: _join(key, value, unconditional[key], batch) for key, value in conditional.items()}
             prediction = model(torch.cat([x_t, x_t]), torch.cat([timestep, timestep]), **both)
-            return self.combine(*prediction.chunk(2), x_t, scale)
+            on_condition, on_reference = prediction.chunk(2)
+            return self.combine(on_condition, on_reference, x_t, scale)
 
         return denoise
 

@@ -20,7 +20,10 @@ def _lookup(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
 
 
 def log_variance_range(path: DiscretePath) -> tuple[Tensor, Tensor]:
-    """Per index, log of the posterior variance (that of index 0, which is 0, replaced by that of 1) and of beta."""
+    """Log of the posterior variance and log of beta, per index.
+
+    The posterior variance of index 0 is 0; that of index 1 stands in for it.
+    """
     previous = torch.cat([torch.ones(1, dtype=torch.float64), path.alphas_cumprod[:-1]])
     posterior = path.betas * (1 - previous) / (1 - path.alphas_cumprod)
     posterior[0] = posterior[1]
@@ -58,7 +61,11 @@ def variational_bound(
     true_mean = posterior_mean(path, x0, x_t, index)
     true_log_var = _lookup(log_variance_range(path)[0], index, x0)
     divergence = 0.5 * (
-        log_var - true_log_var - 1 + torch.exp(true_log_var - log_var) + (true_mean - mean) ** 2 * torch.exp(-log_var)
+        log_var
+        - true_log_var
+        - 1
+        + torch.exp(true_log_var - log_var)
+        + (true_mean - mean) ** 2 * torch.exp(-log_var)
     )
     code_length = -_log_probability_of_bin(x0, mean, 0.5 * log_var)
     nats = torch.where(expand_like(index == 0, x0) > 0, code_length, divergence)

@@ -49,22 +49,22 @@ class Objective(Parameterization):
 
     Args:
         path: Noise path; None is the linear path.
-        prediction: What the network answers: ``velocity``, ``epsilon``, ``v``, ``x0`` or ``score``. The error is
-            measured on that answer (for a score, on the noise it implies).
+        prediction: What the network answers: ``velocity``, ``epsilon``, ``v``, ``x0`` or ``score``. The error
+            is measured on that answer (for a score, on the noise it implies).
         loss: ``mse``, ``l1``, ``charbonnier`` (``sqrt(e^2 + 1e-6)``) or ``huber`` (delta 1), elementwise.
-        weighting: Weight as a function of time. ``velocity`` and ``x0`` count squared errors as they would appear in
-            that quantity (``x0`` on the linear path with velocity prediction is the sigma^2 weight of DiT4SR; ``velocity``
-            with x0 prediction is the velocity loss). ``likelihood`` is SiT's (arXiv 2401.08740), ``min_snr`` that
-            of arXiv 2303.09556.
+        weighting: Weight as a function of time. ``velocity`` and ``x0`` count squared errors as they would
+            appear in that quantity (``x0`` on the linear path with velocity prediction is the sigma^2 weight
+            of DiT4SR; ``velocity`` with x0 prediction is the velocity loss). ``likelihood`` is SiT's (arXiv
+            2401.08740), ``min_snr`` that of arXiv 2303.09556.
         min_snr_gamma: Where min-SNR cuts the signal-to-noise ratio.
         cosine_weight: Weight of ``1 - cos`` between predicted and true velocity along the channels, as in
             LightningDiT (arXiv 2501.01423).
-        variance_weight: If not 0, the network answers 2C channels and the bound of its learned variance is added with
-            this weight (DiT: 1). Needs a :class:`DiscretePath` and epsilon prediction.
+        variance_weight: If not 0, the network answers 2C channels and the bound of its learned variance is
+            added with this weight (DiT: 1). Needs a :class:`DiscretePath` and epsilon prediction.
         timesteps: How times are drawn; None is uniform.
         time: How the network counts time; None is project time x 1000.
-        time_range: Least and greatest time drawn; None chooses by path, prediction and weighting, so that neither
-            is singular.
+        time_range: Least and greatest time drawn; None chooses by path, prediction and weighting, so that
+            neither is singular.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class Objective(Parameterization):
         time_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(path, prediction, time)
-        for option, value, choices in (("loss", loss, get_args(Loss)), ("weighting", weighting, get_args(Weighting))):
+        for option, value, choices in (
+            ("loss", loss, get_args(Loss)),
+            ("weighting", weighting, get_args(Weighting)),
+        ):
             if value not in choices:
                 raise ValueError(f"unknown {option} {value!r}; one of {', '.join(choices)}")
         if variance_weight and not (isinstance(self.path, DiscretePath) and prediction == "epsilon"):
@@ -92,7 +95,7 @@ class Objective(Parameterization):
         self.cosine_weight = cosine_weight
         self.variance_weight = variance_weight
         self.timesteps = Uniform() if timesteps is None else timesteps
-        self.time_range = self._safe_range() if time_range is None else (float(time_range[0]), float(time_range[1]))
+        self.time_range = self._safe_range() if time_range is None else time_range
 
     def __call__(
         self,
@@ -110,8 +113,8 @@ class Objective(Parameterization):
             x0: Clean data (B, C, ...).
             noise: Standard normal like x0; drawn if None.
             t: Project times (B,), used as given; drawn if None.
-            generator: Source of the draws. A CPU generator means the same on every device; without one, noise comes
-                from the device's own.
+            generator: Source of the draws. A CPU generator means the same on every device; without one,
+                noise comes from the device's own.
             element_weight: Broadcastable to x0; multiplies the error of each element (a mask, a focal area).
         """
         if t is None:
@@ -125,7 +128,7 @@ class Objective(Parameterization):
         error = self._error(answer, x0, noise, t)
         if element_weight is not None:
             error = error * element_weight
-        terms = {self.loss: error.flatten(1).mean(1) * self.weight(t)}
+        terms: dict[str, Tensor] = {self.loss: error.flatten(1).mean(1) * self.weight(t)}
         if self.cosine_weight:
             cosine = F.cosine_similarity(
                 self.velocity(answer, x_t, t), self.path.velocity(x0, noise, t), dim=1, eps=1e-8
@@ -148,7 +151,7 @@ class Objective(Parameterization):
     def draw_times(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Project times (B,) within :attr:`time_range`, on the network's own indices if its time is discrete."""
+        """Project times (B,) within ``time_range``, on the network's own indices if its time is discrete."""
         t = self.timesteps(batch, generator, device).clamp(*self.time_range)
         return self.time.project_time(self.time.model_timestep(t)) if self.time.discrete else t
 
@@ -159,7 +162,8 @@ class Objective(Parameterization):
         if self.weighting in ("velocity", "x0"):
             return self.path.gain(t, self._space, self.weighting) ** 2
         if self.weighting == "likelihood":
-            return self.path.diffusion(t) / self.path.sigma(t) ** 2 * self.path.gain(t, self._space, "epsilon") ** 2
+            of_noise_error = self.path.diffusion(t) / self.path.sigma(t) ** 2
+            return of_noise_error * self.path.gain(t, self._space, "epsilon") ** 2
         signal_to_noise = (self.path.alpha(t) / self.path.sigma(t)) ** 2
         return signal_to_noise.clamp(max=self.min_snr_gamma) * self.path.gain(t, self._space, "x0") ** 2
 
@@ -183,12 +187,14 @@ class Objective(Parameterization):
     def _variance_bound(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         assert isinstance(self.path, DiscretePath)
         if raw.shape[1] != 2 * x0.shape[1]:
-            raise ValueError(f"a learned variance needs {2 * x0.shape[1]} output channels, not {raw.shape[1]}")
+            raise ValueError(
+                f"a learned variance needs {2 * x0.shape[1]} output channels, not {raw.shape[1]}"
+            )
         epsilon, v = raw.to(torch.promote_types(raw.dtype, torch.float32)).chunk(2, dim=1)
         return variational_bound(self.path, x0, x_t, self.path.index_of_time(t), epsilon, v)
 
     def _safe_range(self) -> tuple[float, float]:
-        # Reading data off noise divides by alpha, weights divide by sigma or alpha: stay away from their zeros.
+        # Reading data off noise divides by alpha, weights by sigma or alpha: stay away from their zeros.
         singular = self.prediction in ("epsilon", "score") or self.weighting != "none"
         low = max(self.path.min_time, 1e-3) if singular else self.path.min_time
         return low, 1 - 1e-3 if singular and self.path.ends_in_noise else 1.0

@@ -37,7 +37,9 @@ class Parameterization:
         self.prediction = prediction
         self.time = TimeConvention() if time is None else time
         if self.time.discrete and isinstance(self.path, DiscretePath) and self.path.steps != self.time.scale:
-            raise ValueError(f"the path has {self.path.steps} indices, the network's time {self.time.scale:g}")
+            raise ValueError(
+                f"the path has {self.path.steps} indices, the network's time {self.time.scale:g}"
+            )
 
     def model_timestep(self, t: Tensor) -> Tensor:
         """What the network is given at project times (B,)."""
@@ -77,7 +79,7 @@ class Parameterization:
 
 
 def preset(name: str) -> Parameterization:
-    """The parameterization of a published family: ``flow`` (FLUX, SD3, Wan), ``sit``, ``lightningdit`` or ``dit``."""
+    """That of a published family: ``flow`` (FLUX, SD3, Wan), ``sit``, ``lightningdit`` or ``dit``."""
     if name == "flow":
         return Parameterization()
     if name in ("sit", "lightningdit"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Prediction = Literal["velocity", "epsilon", "v", "x0", "score"]
@@ -64,7 +65,7 @@ class Path(ABC):
 
     @abstractmethod
     def time_at(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The time whose ratio sigma(t) / alpha(t) equals the given one; the pair need not lie on this path."""
+        """The time whose ratio sigma(t) / alpha(t) is the given one; the pair need not lie on this path."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """``x_t`` for data and noise (B, ...) at times (B,)."""
@@ -72,14 +73,14 @@ class Path(ABC):
         return self.alpha(t) * x0 + self.sigma(t) * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-        """``d x_t / dt`` in project time, that is from data towards noise (``noise - x0`` on the linear path)."""
+        """``d x_t / dt`` in project time, from data towards noise (``noise - x0`` on the linear path)."""
         return self.target(x0, noise, t, "velocity")
 
     def diffusion(self, t: Tensor) -> Tensor:
         """Half of the squared diffusion coefficient, ``sigma sigma' - sigma^2 alpha' / alpha``.
 
-        The reverse process ``dx = (velocity - w score) dt + sqrt(2 w) dW`` with w equal to this is the classical
-        score SDE; SiT (arXiv 2401.08740) builds its loss weights from it.
+        The reverse process ``dx = (velocity - w score) dt + sqrt(2 w) dW`` with w equal to this is the
+        classical score SDE; SiT (arXiv 2401.08740) builds its loss weights from it.
         """
         return self.sigma(t) * self.d_sigma(t) - self.sigma(t) ** 2 * self.d_alpha(t) / self.alpha(t)
 
@@ -94,9 +95,9 @@ class Path(ABC):
     def convert(self, prediction: Tensor, x_t: Tensor, t: Tensor | float, source: str, target: str) -> Tensor:
         """Turn one kind of prediction into another at the same ``x_t``.
 
-        Kinds: ``velocity`` (d x_t / dt), ``epsilon`` (the noise), ``v`` (``alpha noise - sigma x0``), ``x0`` and
-        ``score`` (``-noise / sigma``). Results are infinite where the path carries no information, for example
-        x0 from epsilon at t = 1 on the linear path.
+        Kinds: ``velocity`` (d x_t / dt), ``epsilon`` (the noise), ``v`` (``alpha noise - sigma x0``),
+        ``x0`` and ``score`` (``-noise / sigma``). Results are infinite where the path carries no information,
+        for example x0 from epsilon at t = 1 on the linear path.
         """
         if source == target:
             return prediction
@@ -111,7 +112,8 @@ class Path(ABC):
         alpha, sigma = self.alpha(t), self.sigma(t)
         c, d = self._coefficients(t, source)
         c_out, d_out = self._coefficients(t, target)
-        return ((c_out * d - d_out * c) * x_t + (d_out * alpha - c_out * sigma) * prediction) / (alpha * d - sigma * c)
+        of_state, of_prediction = c_out * d - d_out * c, d_out * alpha - c_out * sigma
+        return (of_state * x_t + of_prediction * prediction) / (alpha * d - sigma * c)
 
     def gain(self, t: Tensor, source: str, target: str) -> Tensor:
         """Factor by which an error in the source prediction appears in the target prediction."""
@@ -240,7 +242,7 @@ class VariancePreserving(Path):
 
 
 class VPPath(VariancePreserving):
-    """The continuous variance-preserving path of score SDEs: ``beta(t)`` rises linearly between the two values."""
+    """The continuous path of variance-preserving score SDEs: ``beta(t)`` rises linearly."""
 
     name = "vp"
 
@@ -263,8 +265,8 @@ class VPPath(VariancePreserving):
 class DiscretePath(VariancePreserving):
     """The table of a discrete-time model: DDPM (arXiv 2006.11239), DiT, Stable Diffusion.
 
-    Index i (0 .. steps - 1) lies at t = (i + 1) / steps and t = 0 is clean data. Between indices ``log alpha`` is
-    linear in t.
+    Index i (0 .. steps - 1) lies at t = (i + 1) / steps and t = 0 is clean data. Between indices
+    ``log alpha`` is linear in t.
 
     Args:
         schedule: ``linear`` betas, or ``scaled_linear`` (linear in the square root of beta).
@@ -295,12 +297,11 @@ class DiscretePath(VariancePreserving):
         self.min_time = 1 / steps
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        self._log_alpha = 0.5 * torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+        self._log_alpha = 0.5 * F.pad(torch.log1p(-betas).cumsum(0), (1, 0))
 
     def time_of_index(self, index: Tensor | int) -> Tensor:
         """Project time of a table index."""
-        index = torch.as_tensor(index)
-        return (index + 1).to(torch.get_default_dtype() if not index.is_floating_point() else index.dtype) / self.steps
+        return (torch.as_tensor(index) + 1) / self.steps
 
     def index_of_time(self, t: Tensor) -> Tensor:
         """Table index (int64) of a time: the least index that is at least as noisy, 0 for clean data."""
@@ -351,10 +352,10 @@ class TimeConvention:
     Args:
         scale: Number that multiplies time before it enters the network: 1000 for FLUX, SD3 and most diffusers
             transformers, 1 for SiT and LightningDiT.
-        flip: True if the network's time runs from noise (0) to data (1), as SiT's and LightningDiT's does. Its
-            velocity then points from noise to data and changes sign at this border.
-        discrete: True if the network takes whole indices 0 .. scale - 1, as DiT and Stable Diffusion do. Project
-            time (i + 1) / scale is index i.
+        flip: True if the network's time runs from noise (0) to data (1), as SiT's and LightningDiT's does.
+            Its velocity then points from noise to data and changes sign at this border.
+        discrete: True if the network takes whole indices 0 .. scale - 1, as DiT and Stable Diffusion do.
+            Project time (i + 1) / scale is index i.
     """
 
     scale: float = 1000.0
@@ -365,7 +366,7 @@ class TimeConvention:
         if self.scale <= 0:
             raise ValueError(f"time scale must be positive, not {self.scale}")
         if self.discrete and (self.flip or self.scale != int(self.scale)):
-            raise ValueError("discrete time counts whole indices from data to noise: no flip, an integer scale")
+            raise ValueError("discrete time counts whole indices from data to noise: no flip, integer scale")
 
     @property
     def velocity_sign(self) -> float:
@@ -381,7 +382,6 @@ class TimeConvention:
     def project_time(self, timestep: Tensor) -> Tensor:
         """Project times of what a network is given."""
         if self.discrete:
-            timestep = timestep if timestep.is_floating_point() else timestep.to(torch.get_default_dtype())
             return (timestep + 1) / self.scale
         t = timestep / self.scale
         return 1 - t if self.flip else t

@@ -1,4 +1,4 @@
-"""Integrators from noise to data: Euler, Heun, Euler-Maruyama, from pure noise or from a partly noised sample.
+"""Integrators from noise to data: Euler, Heun, Euler-Maruyama, from pure noise or a partly noised sample.
 
 Pipelines usually run a diffusers scheduler (:mod:`.schedulers`). These integrators are for any path and any
 precision, and for what diffusers' schedulers do not have: an exact start level and SiT's stochastic sampler.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -46,16 +47,20 @@ class Step:
 
 
 Callback = Callable[[Step], Tensor | None]
-"""Called after every step, for progress and previews; a returned tensor replaces the state (known regions)."""
+"""Called after every step, for progress and previews; a tensor it returns replaces the state."""
 
 
 def time_grid(
-    steps: int, start: float = 1.0, end: float = 0.0, shift: float | None = None, last_step: float | None = None
+    steps: int,
+    start: float = 1.0,
+    end: float = 0.0,
+    shift: float | None = None,
+    last_step: float | None = None,
 ) -> list[float]:
     """``steps + 1`` times from ``start`` down to ``end``, evenly spaced before the shift.
 
-    ``start`` and ``end`` are the noise levels themselves, after the shift. With ``last_step`` the last interval has
-    that length and the others share the rest evenly.
+    ``start`` and ``end`` are the noise levels themselves, after the shift. With ``last_step`` the last
+    interval has that length and the others share the rest evenly.
     """
     if steps < 1:
         raise ValueError(f"sampling needs at least one step, not {steps}")
@@ -92,13 +97,13 @@ def sample(
 
     Args:
         denoise: Network with conditions and guidance filled in.
-        init: State (B, C, ...) at ``start``: standard normal noise if that is 1. Its precision is kept; the network
-            may work in a lower one.
+        init: State (B, C, ...) at ``start``: standard normal noise if that is 1. Its precision is kept; the
+            network may work in a lower one.
         parameterization: What the network's output means.
         steps: Number of steps: network calls of ``euler`` and ``sde``; ``heun`` makes 2 steps - 1.
-        method: ``euler`` or ``heun`` (second order, with an Euler step into t = 0), both deterministic given ``init``,
-            or ``sde``: Euler-Maruyama on ``dx = (velocity - w score) dt + sqrt(2 w) dW`` with ``w = noise_scale sigma``,
-            its last step without noise (SiT, arXiv 2401.08740).
+        method: ``euler`` or ``heun`` (second order, with an Euler step into t = 0), both deterministic given
+            ``init``, or ``sde``: Euler-Maruyama on ``dx = (velocity - w score) dt + sqrt(2 w) dW`` with
+            ``w = noise_scale sigma``, its last step without noise (SiT, arXiv 2401.08740).
         start: Project time of ``init``.
         end: Project time at which to stop.
         shift: Time shift of the grid, see :func:`.timesteps.shift_time`.
@@ -112,23 +117,23 @@ def sample(
         raise ValueError(f"unknown sampling method {method!r}; one of {', '.join(get_args(Method))}")
     if times is None:
         times = time_grid(steps, start, end, shift, last_step if method == "sde" else None)
-    elif any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    elif any(later >= earlier for earlier, later in pairwise(times)):
         raise ValueError("sampling times must descend")
     path, total = parameterization.path, len(times) - 1
 
     def ask(x_t: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
-        t_batch = torch.full((x_t.shape[0],), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x_t.device)
+        precision = torch.promote_types(x_t.dtype, torch.float32)
+        t_batch = torch.full((x_t.shape[0],), t, dtype=precision, device=x_t.device)
         raw = denoise(x_t, parameterization.model_timestep(t_batch)).to(x_t.dtype)
         return raw, parameterization.velocity(raw, x_t, t_batch).to(x_t.dtype), t_batch
 
     x_t = init
-    for index, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+    for index, (t, t_next) in enumerate(pairwise(times)):
         raw, velocity, t_batch = ask(x_t, t)
-        x0 = parameterization.x0(raw, x_t, t_batch)
-        dt = t_next - t
+        asked, dt = x_t, t_next - t
         if method == "sde":
             score = parameterization.read(raw, x_t, t_batch, "score")
-            w = noise_scale * float(path.sigma(t_batch[0]))
+            w = noise_scale * float(path.sigma(torch.tensor(t, dtype=torch.float64)))
             x_t = x_t + (velocity - w * score) * dt
             if index < total - 1:
                 x_t = x_t + (2 * w * -dt) ** 0.5 * draw_noise(x_t, generator)
@@ -138,6 +143,7 @@ def sample(
         else:
             x_t = x_t + velocity * dt
         if callback is not None:
+            x0 = parameterization.x0(raw, asked, t_batch)
             replaced = callback(Step(index, total, t, t_next, x_t, x0))
             x_t = x_t if replaced is None else replaced
     return x_t
@@ -157,15 +163,15 @@ def refine(
 ) -> Tensor:
     """Noise a given sample to level ``start`` and denoise it again: the sampler of every refinement task.
 
-    DifFace starts at index 400 of 1000, DiT4SR's ``lr`` option at 1, GNVC-VD at 0.3 (its 0.7 counts from noise).
+    DifFace starts at index 400 of 1000, DiT4SR's ``lr`` option at 1, GNVC-VD at 0.3 (0.7 in its own time).
 
     Args:
         denoise: Network with conditions and guidance filled in.
         latents: Sample to refine (B, C, ...).
         parameterization: What the network's output means.
-        steps: Number of steps after the start; with a scheduler, of its whole schedule, of which those at or below
-            ``start`` are run.
-        start: Noise level in project time; 0 returns the sample unchanged.
+        steps: Number of steps run.
+        start: Noise level in project time; 0 returns the sample unchanged. A scheduler starts at the greatest
+            level at or below it in the shortest of its schedules that has so many steps there.
         noise: Standard normal like the latents; drawn from ``generator`` if None.
         generator: Source of all noise, or one per sample.
         scheduler: A diffusers scheduler to run instead of :func:`sample`.
@@ -176,16 +182,15 @@ def refine(
     if noise is None:
         noise = draw_noise(latents, generator)
     if scheduler is not None:
-        from .schedulers import with_scheduler
+        from .schedulers import schedule_from, with_scheduler
 
-        return with_scheduler(
-            denoise, noise, parameterization, scheduler, steps,
-            latents=latents, start=start, generator=generator, **options,
-        )  # fmt: skip
+        length, first = schedule_from(start, steps, scheduler, parameterization, options.get("set_timesteps"))
+        options |= {"latents": latents, "first_step": first, "generator": generator}
+        return with_scheduler(denoise, noise, parameterization, scheduler, length, **options)
     init = parameterization.path.add_noise(latents, noise, start)
     return sample(denoise, init, parameterization, steps, start=start, generator=generator, **options)
 
 
 def draw_noise(like: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise of the same shape, device and dtype; drawn on the CPU if the generator is a CPU one."""
+    """Standard normal noise of that shape, device and dtype; a CPU generator draws on the CPU."""
     return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -1,8 +1,8 @@
 """Driving diffusers' schedulers with our networks.
 
-A scheduler brings its own path (flow or variance preserving), its own kind of prediction and its own numbering of
-time. A network trained on another path is asked at the time with the same signal-to-noise ratio, on the state scaled
-to its path, and its answer is translated. So any network runs under any scheduler.
+A scheduler brings its own path (flow or variance preserving), its own kind of prediction and its own
+numbering of time. A network trained on another path is asked at the time with the same signal-to-noise ratio,
+on the state scaled to its path, and its answer is translated. So any network runs under any scheduler.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _KINDS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v", "flow_predi
 def respace(steps: int, num_train_timesteps: int = 1000, *, leading: bool = False) -> list[int]:
     """Descending indices of a shortened discrete schedule, as DiT and improved DDPM space them.
 
-    Evenly from the first to the last index, rounded; with ``leading``, by a whole stride from 0 (``ddim50``). To be
-    given to a scheduler as ``set_timesteps={"timesteps": respace(250)}``.
+    Evenly from the first to the last index, rounded; with ``leading``, by a whole stride from 0 (``ddim50``).
+    To be given to a scheduler as ``set_timesteps={"timesteps": respace(250)}``.
     """
     if not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"cannot take {steps} of {num_train_timesteps} timesteps")
@@ -42,8 +42,8 @@ def respace(steps: int, num_train_timesteps: int = 1000, *, leading: bool = Fals
             if len(indices) == steps:
                 return list(indices)[::-1]
         raise ValueError(f"no whole stride gives {steps} of {num_train_timesteps} timesteps")
-    stride = (num_train_timesteps - 1) / (steps - 1) if steps > 1 else 1.0
-    return [round(stride * i) for i in range(steps)][::-1]
+    spacing = (num_train_timesteps - 1) / max(steps - 1, 1)
+    return [round(spacing * i) for i in range(steps)][::-1]
 
 
 def make_scheduler(
@@ -75,8 +75,9 @@ def make_scheduler(
             "beta_start": path.beta_start,
             "beta_end": path.beta_end,
         }
-        settings["timestep_spacing"] = "trailing"  # start where the noise is greatest, whatever the number of steps
-        settings["prediction_type"] = {"x0": "sample", "v": "v_prediction"}.get(parameterization.prediction, "epsilon")
+        settings["timestep_spacing"] = "trailing"  # start at the greatest noise
+        names = {ours: theirs for theirs, ours in _KINDS.items() if ours != "velocity"}
+        settings["prediction_type"] = names.get(parameterization.prediction, "epsilon")
         if name in ("ddim", "ddpm"):
             settings["clip_sample"] = False  # latents are not confined to [-1, 1]
     else:
@@ -116,12 +117,15 @@ def with_scheduler(
         denoise: Network with conditions and guidance filled in.
         noise: Standard normal (B, C, ...).
         parameterization: What the network's output means.
-        scheduler: Any with one level per step: FlowMatchEuler, FlowMatchHeun, DDIM, DDPM, DPMSolverMultistep, UniPC, Euler.
+        scheduler: Any with one level per step: FlowMatchEuler, FlowMatchHeun, DDIM, DDPM, DPMSolverMultistep,
+            UniPC, Euler.
         steps: Length of the whole schedule, also for a partial start; None if ``set_timesteps`` gives a list.
         latents: Sample to start from, noised to the first level run; without it the start is pure noise.
         start: Greatest noise level (project time of the network's path) to run; noisier steps are skipped.
-        first_step: Number of steps to skip instead, as a pipeline's ``strength`` does: ``steps - int(steps * strength)``.
-        set_timesteps: Further arguments of the scheduler's ``set_timesteps`` (``mu``, ``sigmas``, ``timesteps``).
+        first_step: Number of steps to skip instead; a pipeline's ``strength`` skips
+            ``steps - int(steps * strength)``.
+        set_timesteps: Further arguments of the scheduler's ``set_timesteps`` (``mu``, ``sigmas``,
+            ``timesteps``).
         step_options: Further arguments of the scheduler's ``step`` (``eta``).
         generator: Source of the scheduler's own noise, or one per sample.
         callback: See :data:`.samplers.Callback`.
@@ -132,26 +136,24 @@ def with_scheduler(
         arguments["num_inference_steps"] = steps
     scheduler.set_timesteps(device=noise.device, **arguments)
     levels = _Levels(scheduler, parameterization.path)
-    total = len(scheduler.timesteps)
-    if first_step is None:
-        first_step = next((i for i in range(total) if levels.time(i) <= start + 1e-6), total)
-    if first_step >= total:
-        raise PolyditError(f"start {start:g} skips all {total} steps of the schedule; use more steps or a later start")
-    if first_step > 0 and latents is None:
+    first = levels.skipped(start) if first_step is None else first_step * levels.order
+    if first >= levels.total:
+        raise PolyditError(f"start {start:g} skips the whole schedule; use more steps or a greater start")
+    if first > 0 and latents is None:
         raise ValueError("a partial start needs latents to start from")
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first_step)
+        scheduler.set_begin_index(first)
 
     if latents is None:
         x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     else:
-        alpha, sigma = levels.pair(first_step)
-        x = (alpha * latents + sigma * noise) / levels.unit_state(torch.ones_like(noise), first_step)
+        alpha, sigma = levels.pair(first)
+        x = (alpha * latents + sigma * noise) / levels.unit_state(torch.ones_like(noise), first)
     options = dict(step_options or {})
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
 
-    for index in range(first_step, total):
+    for index in range(first, levels.total):
         timestep, t = scheduler.timesteps[index], levels.time(index)
         x_t = levels.unit_state(x, index) * levels.to_network(index)
         t_batch = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
@@ -161,11 +163,31 @@ def with_scheduler(
             answer = torch.cat([answer, raw[:, x.shape[1] :]], dim=1)
         x = scheduler.step(answer, timestep, x, **options, return_dict=False)[0]
         if callback is not None:
-            t_next = levels.time(index + 1) if index + 1 < total else 0.0
+            t_next = levels.time(index + 1) if index + 1 < levels.total else 0.0
             x0 = parameterization.x0(raw, x_t, t_batch)
-            replaced = callback(Step(index - first_step, total - first_step, t, t_next, x, x0))
+            replaced = callback(Step(index - first, levels.total - first, t, t_next, x, x0))
             x = x if replaced is None else replaced
     return x
+
+
+def schedule_from(
+    start: float,
+    steps: int,
+    scheduler: SchedulerMixin,
+    parameterization: Parameterization,
+    set_timesteps: Mapping[str, Any] | None = None,
+) -> tuple[int, int]:
+    """Length of the shortest schedule with ``steps`` steps at or below ``start``, and how many it skips."""
+    scheduler = copy.deepcopy(scheduler)
+    for length in range(steps, scheduler.config.num_train_timesteps + 1):
+        scheduler.set_timesteps(length, **(set_timesteps or {}))
+        levels = _Levels(scheduler, parameterization.path)
+        solver_steps = -(-levels.total // levels.order)
+        if solver_steps - levels.skipped(start) // levels.order >= steps:
+            return length, solver_steps - steps
+    raise PolyditError(
+        f"no schedule has {steps} steps below noise level {start:g}; use fewer or start higher"
+    )
 
 
 class _Levels:
@@ -173,10 +195,17 @@ class _Levels:
 
     def __init__(self, scheduler: SchedulerMixin, path: Path) -> None:
         if hasattr(scheduler, "sigmas_interpol"):
-            raise PolyditError(f"{type(scheduler).__name__}: its steps between two levels are not supported; use heun")
+            name = type(scheduler).__name__
+            raise PolyditError(f"{name}: its steps between two levels are not supported; use heun instead")
         self.scheduler = scheduler
         self.path = path
-        self.is_flow = bool(scheduler.config.get("use_flow_sigmas")) or not hasattr(scheduler, "alphas_cumprod")
+        # As numbers, once: reading single elements would wait for the device in every step.
+        self.timesteps: list[float] = scheduler.timesteps.tolist()
+        self.sigmas: list[float] | None = scheduler.sigmas.tolist() if hasattr(scheduler, "sigmas") else None
+        self.total = len(self.timesteps)
+        self.order = scheduler.order  # network calls per step; only whole steps can be skipped
+        has_table = hasattr(scheduler, "alphas_cumprod")
+        self.is_flow = bool(scheduler.config.get("use_flow_sigmas")) or not has_table
         self.kind = _KINDS[scheduler.config.get("prediction_type", "flow_prediction")]
         self.shares_table = (
             not self.is_flow
@@ -187,11 +216,17 @@ class _Levels:
 
     def pair(self, index: int) -> tuple[float, float]:
         """Weights of data and noise at a step: they sum to 1 in a flow, their squares do otherwise."""
-        if hasattr(self.scheduler, "sigmas"):
-            sigma = float(self.scheduler.sigmas[index])
-            return (1 - sigma, sigma) if self.is_flow else (1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma))
-        abar = float(self.scheduler.alphas_cumprod[int(self.scheduler.timesteps[index])])
+        if self.sigmas is not None:
+            sigma = self.sigmas[index]
+            norm = math.hypot(1, sigma)
+            return (1 - sigma, sigma) if self.is_flow else (1 / norm, sigma / norm)
+        abar = float(self.scheduler.alphas_cumprod[int(self.timesteps[index])])
         return abar**0.5, (1 - abar) ** 0.5
+
+    def skipped(self, start: float) -> int:
+        """Number of timesteps before the first whole step at or below a noise level (project time)."""
+        levels = range(0, self.total, self.order)
+        return next((i for i in levels if self.time(i) <= start + 1e-6), self.total)
 
     def unit_state(self, x: Tensor, index: int) -> Tensor:
         """The scheduler's state with these weights (some schedulers keep ``x0 + sigma noise``)."""
@@ -203,7 +238,7 @@ class _Levels:
         """Project time on the network's path with the step's signal-to-noise ratio."""
         if self.shares_table:
             assert isinstance(self.path, DiscretePath)
-            return float(self.path.time_of_index(self.scheduler.timesteps[index].double().cpu()))
+            return float(self.path.time_of_index(torch.tensor(self.timesteps[index], dtype=torch.float64)))
         alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in self.pair(index))
         return float(self.path.time_at(alpha, sigma))
 
@@ -212,12 +247,15 @@ class _Levels:
         if self.shares_table:
             return 1.0
         t = torch.tensor(self.time(index), dtype=torch.float64)
-        return math.hypot(float(self.path.alpha(t)), float(self.path.sigma(t))) / math.hypot(*self.pair(index))
+        norm = math.hypot(float(self.path.alpha(t)), float(self.path.sigma(t)))
+        return norm / math.hypot(*self.pair(index))
 
-    def answer(self, raw: Tensor, x_t: Tensor, t: Tensor, index: int, parameterization: Parameterization) -> Tensor:
-        """The network's answer as the kind of prediction that the scheduler expects, on the scheduler's path."""
-        other_path = {"velocity": not isinstance(self.path, LinearPath), "v": not isinstance(self.path, VariancePreserving)}
-        if not other_path.get(self.kind, False):
+    def answer(
+        self, raw: Tensor, x_t: Tensor, t: Tensor, index: int, parameterization: Parameterization
+    ) -> Tensor:
+        """The network's answer as the kind of prediction that the scheduler expects, on its own path."""
+        shared = {"velocity": LinearPath, "v": VariancePreserving}.get(self.kind, Path)
+        if isinstance(self.path, shared):
             return parameterization.read(raw, x_t, t, self.kind)
         x0 = parameterization.read(raw, x_t, t, "x0")
         noise = parameterization.read(raw, x_t, t, "epsilon")

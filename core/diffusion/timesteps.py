@@ -1,4 +1,4 @@
-"""How training times are drawn, and the time shift that training and sampling share. t = 0 data, t = 1 noise."""
+"""How training times are drawn, and the time shift that training and sampling share (t = 1 is noise)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Time = TypeVar("Time", float, Tensor)
 def shift_time(t: Time, shift: float) -> Time:
     """Move times towards noise (shift > 1) or data (shift < 1); 0 and 1 stay fixed.
 
-    ``shift t / (1 + (shift - 1) t)``. In time that runs from noise to data the same move has the inverse shift:
-    LightningDiT's 0.3 there is 1 / 0.3 here.
+    ``shift t / (1 + (shift - 1) t)``. In time that runs from noise to data the same move has the inverse
+    shift: LightningDiT's 0.3 there is 1 / 0.3 here.
     """
     if shift <= 0:
         raise ValueError(f"time shift must be positive, not {shift}")
@@ -44,7 +44,7 @@ class TimestepSampler(ABC):
     def __call__(
         self, batch: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """``batch`` times, float32 (B,). Drawn on the CPU and moved, so that a seed means the same everywhere."""
+        """``batch`` times, float32 (B,), drawn on the CPU so that a seed means the same everywhere."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
