@@ -1,0 +1,75 @@
+# PolyDiT: everything runs from .venv, which is made (again) whenever pyproject.toml changed.
+#
+#   make demo       upscale real photographs with the shipped weights, results in demo_output/
+#   make test       the test suite, without what takes minutes or needs a GPU
+#   make test-all   the whole suite
+#   make bench      benchmark tables
+#   make lint       ruff and mypy;  make format writes what ruff would
+#   make serve      the web demo on http://127.0.0.1:7860
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PIP     := $(VENV)/bin/python -m pip
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PORT    ?= 7860
+ARGS    ?=
+
+.PHONY: help demo test test-all bench lint format serve install clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m polydit.demos.make_demo $(ARGS)
+
+# One thread each: the workers already fill the cores.
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --durations=15 $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --durations=30 -m "" $(ARGS)
+
+bench: $(VENV)/.installed
+	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+
+lint: $(VENV)/.installed-dev build/mypy/polydit
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p polydit.core
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+serve: $(VENV)/.installed-test
+	$(VENV)/bin/polydit super-resolution demo --port $(PORT) $(ARGS)
+
+install: $(VENV)/.installed
+
+# mypy takes a package's name from its folder's; the link gives the root the name that it has once installed.
+build/mypy/polydit:
+	mkdir -p build/mypy
+	ln -sfn ../.. $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "polydit: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "polydit: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# Each stamp is the record that an installation from this pyproject.toml went through.
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+clean:
+	rm -rf build dist polydit.egg-info demo_output
