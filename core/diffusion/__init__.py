@@ -7,13 +7,12 @@ means; an :class:`Objective` is one that can also train; :func:`sample`, :func:`
 
 from .guidance import Guidance, guide
 from .objective import Objective, ObjectiveOutput
-from .parameterization import Denoise, Parameterization, preset
+from .parameterization import Denoise, Parameterization, TimeConvention, preset
 from .paths import (
     DiscretePath,
     GVPPath,
     LinearPath,
     Path,
-    TimeConvention,
     VariancePreserving,
     VPPath,
 )

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameterization import Denoise
-from .paths import TimeConvention
+from .parameterization import Denoise, TimeConvention
 
 
 def guide(conditional: Tensor, reference: Tensor, scale: float, channels: int | None = None) -> Tensor:

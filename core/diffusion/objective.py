@@ -11,8 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .learned_variance import variational_bound
-from .parameterization import Denoise, Parameterization
-from .paths import DiscretePath, Path, TimeConvention, expand_like
+from .parameterization import Denoise, Parameterization, TimeConvention
+from .paths import DiscretePath, Path, expand_like
 from .timesteps import TimestepSampler, Uniform
 
 Loss = Literal["mse", "l1", "charbonnier", "huber"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from .paths import PREDICTIONS, DiscretePath, LinearPath, Path, TimeConvention, path_from_config
+from .paths import PREDICTIONS, DiscretePath, LinearPath, Path, path_from_config
 
 
 class Denoise(Protocol):
@@ -15,6 +16,48 @@ class Denoise(Protocol):
 
     def __call__(self, x_t: Tensor, timestep: Tensor, /) -> Tensor:
         """Raw prediction for states (B, C, ...) at model timesteps (B,)."""
+
+
+@dataclass(frozen=True)
+class TimeConvention:
+    """How a network counts time.
+
+    Args:
+        scale: Number that multiplies time before it enters the network: 1000 for FLUX, SD3 and most diffusers
+            transformers, 1 for SiT and LightningDiT.
+        flip: True if the network's time runs from noise (0) to data (1), as SiT's and LightningDiT's does.
+            Its velocity then points from noise to data and changes sign at this border.
+        discrete: True if the network takes whole indices 0 .. scale - 1, as DiT and Stable Diffusion do.
+            Project time (i + 1) / scale is index i.
+    """
+
+    scale: float = 1000.0
+    flip: bool = False
+    discrete: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"time scale must be positive, not {self.scale}")
+        if self.discrete and (self.flip or self.scale != int(self.scale)):
+            raise ValueError("discrete time counts whole indices from data to noise: no flip, integer scale")
+
+    @property
+    def velocity_sign(self) -> float:
+        """-1 if the network's velocity points the other way."""
+        return -1.0 if self.flip else 1.0
+
+    def model_timestep(self, t: Tensor) -> Tensor:
+        """What the network is given at project times ``t``: int64 if discrete, else of t's dtype."""
+        if self.discrete:
+            return (torch.ceil(t * self.scale - 1e-3).long() - 1).clamp(0, int(self.scale) - 1)
+        return (1 - t if self.flip else t) * self.scale
+
+    def project_time(self, timestep: Tensor) -> Tensor:
+        """Project times of what a network is given."""
+        if self.discrete:
+            return (timestep + 1) / self.scale
+        t = timestep / self.scale
+        return 1 - t if self.flip else t
 
 
 class Parameterization:

@@ -1,7 +1,6 @@
 """Noise paths ``x_t = alpha(t) x0 + sigma(t) noise`` in project time: t = 0 is data, t = 1 is noise.
 
-Every published direction and scale of time is a :class:`TimeConvention`, applied only where a network is
-called. Everything else in the library sees project time.
+Every published direction and scale of time is converted where a network is called (:mod:`.parameterization`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -343,45 +341,3 @@ def path_from_config(config: dict[str, Any]) -> Path:
     if name not in PATHS:
         raise ValueError(f"unknown path {name!r}; one of {', '.join(PATHS)}")
     return PATHS[name](**arguments)
-
-
-@dataclass(frozen=True)
-class TimeConvention:
-    """How a network counts time.
-
-    Args:
-        scale: Number that multiplies time before it enters the network: 1000 for FLUX, SD3 and most diffusers
-            transformers, 1 for SiT and LightningDiT.
-        flip: True if the network's time runs from noise (0) to data (1), as SiT's and LightningDiT's does.
-            Its velocity then points from noise to data and changes sign at this border.
-        discrete: True if the network takes whole indices 0 .. scale - 1, as DiT and Stable Diffusion do.
-            Project time (i + 1) / scale is index i.
-    """
-
-    scale: float = 1000.0
-    flip: bool = False
-    discrete: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"time scale must be positive, not {self.scale}")
-        if self.discrete and (self.flip or self.scale != int(self.scale)):
-            raise ValueError("discrete time counts whole indices from data to noise: no flip, integer scale")
-
-    @property
-    def velocity_sign(self) -> float:
-        """-1 if the network's velocity points the other way."""
-        return -1.0 if self.flip else 1.0
-
-    def model_timestep(self, t: Tensor) -> Tensor:
-        """What the network is given at project times ``t``: int64 if discrete, else of t's dtype."""
-        if self.discrete:
-            return (torch.ceil(t * self.scale - 1e-3).long() - 1).clamp(0, int(self.scale) - 1)
-        return (1 - t if self.flip else t) * self.scale
-
-    def project_time(self, timestep: Tensor) -> Tensor:
-        """Project times of what a network is given."""
-        if self.discrete:
-            return (timestep + 1) / self.scale
-        t = timestep / self.scale
-        return 1 - t if self.flip else t

@@ -120,6 +120,7 @@ def with_scheduler(
         scheduler: Any with one level per step: FlowMatchEuler, FlowMatchHeun, DDIM, DDPM, DPMSolverMultistep,
             UniPC, Euler.
         steps: Length of the whole schedule, also for a partial start; None if ``set_timesteps`` gives a list.
+            Flow matching takes even steps of the time before its shift.
         latents: Sample to start from, noised to the first level run; without it the start is pure noise.
         start: Greatest noise level (project time of the network's path) to run; noisier steps are skipped.
         first_step: Number of steps to skip instead; a pipeline's ``strength`` skips
@@ -131,10 +132,7 @@ def with_scheduler(
         callback: See :data:`.samplers.Callback`.
     """
     scheduler = copy.deepcopy(scheduler)
-    arguments = dict(set_timesteps or {})
-    if steps is not None and not ("timesteps" in arguments or "sigmas" in arguments):
-        arguments["num_inference_steps"] = steps
-    scheduler.set_timesteps(device=noise.device, **arguments)
+    _set_timesteps(scheduler, steps, set_timesteps, noise.device)
     levels = _Levels(scheduler, parameterization.path)
     first = levels.skipped(start) if first_step is None else first_step * levels.order
     if first >= levels.total:
@@ -180,7 +178,7 @@ def schedule_from(
     """Length of the shortest schedule with ``steps`` steps at or below ``start``, and how many it skips."""
     scheduler = copy.deepcopy(scheduler)
     for length in range(steps, scheduler.config.num_train_timesteps + 1):
-        scheduler.set_timesteps(length, **(set_timesteps or {}))
+        _set_timesteps(scheduler, length, set_timesteps)
         levels = _Levels(scheduler, parameterization.path)
         solver_steps = -(-levels.total // levels.order)
         if solver_steps - levels.skipped(start) // levels.order >= steps:
@@ -188,6 +186,24 @@ def schedule_from(
     raise PolyditError(
         f"no schedule has {steps} steps below noise level {start:g}; use fewer or start higher"
     )
+
+
+def _set_timesteps(
+    scheduler: SchedulerMixin,
+    steps: int | None,
+    options: Mapping[str, Any] | None,
+    device: torch.device | None = None,
+) -> None:
+    arguments = dict(options or {})
+    if steps is not None and not ("timesteps" in arguments or "sigmas" in arguments):
+        is_flow_match = not hasattr(scheduler, "alphas_cumprod")
+        if is_flow_match and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            # Even steps down to 0, as FLUX's pipeline takes them. The scheduler's own default would spend the
+            # last step below its least training level, 0.001, where nothing is left to do.
+            arguments["sigmas"] = [1 - i / steps for i in range(steps)]
+        else:
+            arguments["num_inference_steps"] = steps
+    scheduler.set_timesteps(device=device, **arguments)
 
 
 class _Levels:
