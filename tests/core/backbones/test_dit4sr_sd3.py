@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, SD3Transformer2DModel
+from safetensors.torch import load_file
+
 from polydit.core.backbones.dit4sr_block import LRInjectionFeedForward
 from polydit.core.backbones.dit4sr_sd3 import DiT4SR, dit4sr_from_official, dit4sr_to_official
 from polydit.core.errors import PolyditError
-from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "dit4sr"
 META = json.loads((GOLDEN / "meta.json").read_text())
