@@ -1,0 +1,206 @@
+"""Checkpoints that survive anything: written whole or not at all, kept on Ctrl-C and on a loss that is not finite."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ..errors import PolyditError
+
+__all__ = ["Checkpoints", "Interrupted", "read_checkpoint"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped between two steps, and its checkpoint is written."""
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``last.ckpt`` regularly, after validation and at the end, and ``best.ckpt`` when validation improves.
+
+    A file is written under a temporary name and renamed, so the name always holds a whole checkpoint. The first
+    Ctrl-C (or SIGTERM) stops after the running step and writes; the second stops at once.
+
+    Args:
+        folder: Where the files go.
+        every_minutes: Longest time between two ``last.ckpt``; None leaves it to the other occasions.
+        every_n_steps: Optimiser steps between two ``last.ckpt``, besides; None is by time only.
+        monitor: Logged value whose least is best; None keeps no ``best.ckpt``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_minutes: float | None = 10.0,
+        every_n_steps: int | None = None,
+        monitor: str | None = "val/loss",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_minutes = every_minutes
+        self.every_n_steps = every_n_steps
+        self.monitor = monitor
+        self.best_score: float | None = None
+        self._saved_step = -1
+        self._saved_time = time.monotonic()
+        self._stop: str | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def last(self) -> Path:
+        """Path of the newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Path of the checkpoint with the least monitored value."""
+        return self.folder / "best.ckpt"
+
+    # -- when ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the signals over; workers that are forked later then ignore Ctrl-C."""
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stop is not None:
+            raise KeyboardInterrupt
+        self._stop = signal.Signals(number).name
+        if os.getpid() == self._pid:
+            sys.stderr.write("\nstopping after this step (again: at once, without a checkpoint of it)\n")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_time = time.monotonic()
+        self._saved_step = trainer.global_step
+
+    _pid = os.getpid()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write if it is time; stop if it was asked for."""
+        self._stop_if_asked(trainer)
+        if trainer.fit_loop._should_accumulate():
+            return
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if self.every_minutes is not None:
+            late = time.monotonic() - self._saved_time >= 60 * self.every_minutes
+            due = due or trainer.strategy.broadcast(late)
+        if due and trainer.global_step != self._saved_step:
+            self.save(trainer, self.last)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop if it was asked for."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, and keep the best."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if value is not None and (self.best_score is None or float(value) < self.best_score):
+            self.best_score = float(value)
+            self.save(trainer, self.best)
+        if trainer.global_step != self._saved_step:
+            self.save(trainer, self.last)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end of the run is always written."""
+        if not trainer.fast_dev_run and trainer.global_step != self._saved_step:
+            self.save(trainer, self.last)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if trainer.strategy.broadcast(self._stop) is not None:
+            self.save(trainer, self.last)
+            raise Interrupted
+
+    # -- how -----------------------------------------------------------------------------------------------
+
+    def save(self, trainer: Trainer, path: Path) -> None:
+        """Write a checkpoint under a temporary name, then rename it.
+
+        Raises:
+            PolyditError: the disk is full or the folder cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                flush_to_disk(temporary)
+                os.replace(temporary, path)
+        except OSError as error:
+            raise PolyditError(
+                f"{path}: cannot be written ({error.strerror or error}); the checkpoint before it is kept. Make room, "
+                "then resume with --ckpt_path last"
+            ) from error
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+        if path == self.last:
+            self._saved_step = trainer.global_step
+            self._saved_time = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counterpart of :meth:`state_dict`."""
+        self.best_score = state_dict["best_score"]
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the file's bytes on the disk before it takes the name of the old one."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint on the CPU.
+
+    Raises:
+        PolyditError: missing, unreadable, or something else than tensors and plain values (never unpickled).
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise PolyditError(f"--ckpt_path {path}: there is no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise PolyditError(f"{path}: holds more than tensors and could run code; refused") from error
+        raise PolyditError(f"{path}: is not a whole checkpoint; use another one, such as best.ckpt") from error
+    if not isinstance(checkpoint, dict) or "polydit" not in checkpoint:
+        raise PolyditError(f"{path}: is not a checkpoint of `polydit fit`; weights alone go to --model.init_weights")
+    return checkpoint
+
+
+def resume_command(argv: list[str]) -> str:
+    """The command line that goes on with the run, given the one that was interrupted."""
+    kept, skip = [], False
+    for word in argv:
+        if skip or word == "--ckpt_path":
+            skip = not skip
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    return shlex.join(["polydit", *kept, "--ckpt_path", "last"])

@@ -1,0 +1,301 @@
+"""The LightningModule that every task subclasses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from ..adapters import LoraOptions, inject
+from ..diffusion.objective import Objective, ObjectiveOutput
+from ..errors import PolyditError
+from .ema import EmaOptions
+from .guard import FiniteGuard, describe_batch
+from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
+from .weights import is_on_meta, read_weights
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["DiffusionModule"]
+
+VALIDATION_SEED = 20_240_229
+
+
+class DiffusionModule(LightningModule):
+    """Trains a denoiser.
+
+    A task answers four questions by overriding :meth:`target`, :meth:`condition`, :meth:`extra_losses` and
+    :meth:`build_pipeline` (and, if it wants pictures during training, :meth:`pictures`). Optimiser, schedule, average
+    of the weights, adapters, checkpoints and validation are inherited.
+
+    Args:
+        backbone: What denoises, called as ``backbone(x_t, timestep, **condition)``; its answer is a tensor or has
+            ``.sample``.
+        objective: Loss of the denoiser; None is flow matching with velocity prediction and uniform times.
+        autoencoder: Where diffusion happens, for :meth:`target` and the pipeline; it is frozen. None is pixels.
+        optimizer: AdamW and its schedule.
+        ema: Average of the weights; None keeps none.
+        adapter: Train a LoRA on the backbone instead of the backbone.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        compile: Compile the repeated blocks of the backbone.
+        init_weights: Folder or safetensors file that the backbone starts from (fine-tuning, LoRA): a saved backbone,
+            a pipeline folder with a ``transformer``, or a plain state dict.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective | None = None,
+        autoencoder: nn.Module | None = None,
+        optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008 - read only; the parser shows its fields
+        ema: EmaOptions | None = EmaOptions(),  # noqa: B008
+        adapter: LoraOptions | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        init_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.autoencoder = autoencoder
+        self.objective = Objective() if objective is None else objective
+        self.optimizer_options = optimizer
+        self.ema_options = ema
+        self.adapter_options = adapter
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_blocks = compile
+        self.init_weights = init_weights
+        self.run_record: dict[str, Any] = {}  # task and config of this run, written into its checkpoints
+        self.batch_samples = 0
+        self._held_out = 0
+        self._prepared = False
+        self._guard = FiniteGuard()
+        if autoencoder is not None:
+            autoencoder.requires_grad_(False)
+        if init_weights is not None and not is_on_meta(backbone):
+            backbone.load_state_dict(read_weights(init_weights, backbone))
+
+    # -- what a task answers -------------------------------------------------------------------------------
+
+    def target(self, batch: Any) -> Tensor:
+        """What is generated: clean data or latents (B, C, ...)."""
+        raise NotImplementedError
+
+    def condition(self, batch: Any) -> dict[str, Any]:
+        """What the backbone is told besides the noisy input: keyword arguments of its forward."""
+        return {}
+
+    def extra_losses(self, batch: Any, output: ObjectiveOutput) -> dict[str, Tensor]:
+        """What this task adds to the objective: scalars by name, already weighted."""
+        return {}
+
+    def build_pipeline(self) -> DiffusionPipeline:
+        """The pipeline that runs this model; it shares the backbone, it does not copy it."""
+        raise NotImplementedError
+
+    def pictures(
+        self, pipeline: DiffusionPipeline, batch: Any, generator: torch.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """What validation shows: for each picture its panels by label, uint8 (H, W, 3). None by default."""
+        return []
+
+    # -- set-up --------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Inject the adapter and switch on what saves memory and time. Done once, before the optimiser exists."""
+        if self._prepared:
+            return
+        self._prepared = True
+        if self.adapter_options is not None:
+            self.backbone.requires_grad_(False)
+            inject(self.backbone, self.adapter_options)
+        if self.gradient_checkpointing:
+            enable = getattr(self.backbone, "enable_gradient_checkpointing", None)
+            if enable is None:
+                raise PolyditError(
+                    f"--model.gradient_checkpointing: {type(self.backbone).__name__} does not offer it; leave it out"
+                )
+            enable()
+        if self.compile_blocks:
+            # In place: the names in the state dict stay what they are.
+            if getattr(self.backbone, "_repeated_blocks", None):
+                self.backbone.compile_repeated_blocks()
+            else:
+                self.backbone.compile()
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook."""
+        self.prepare()
+
+    def train(self, mode: bool = True) -> DiffusionModule:
+        """Frozen autoencoders stay in eval mode."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """Raw answer of the backbone for (B, C, ...) at the timestep it expects, (B,)."""
+        answer = self.backbone(x_t, timestep, **condition)
+        return answer if isinstance(answer, Tensor) else answer.sample
+
+    def losses(self, batch: Any, first: int | None = None) -> tuple[dict[str, Tensor], ObjectiveOutput]:
+        """All terms of the loss by name (``objective`` first) and what the objective computed.
+
+        Args:
+            batch: From the data module.
+            first: How many held-out samples this process saw before; draws are then fixed. None draws at random.
+        """
+        x0 = self.target(batch)
+        condition = self.condition(batch)
+        self.batch_samples = x0.shape[0]
+        noise, t = (None, None) if first is None else self.validation_draws(x0, first)
+        output = self.objective(lambda x_t, timestep: self.denoise(x_t, timestep, condition), x0, noise=noise, t=t)
+        return {"objective": output.loss, **self.extra_losses(batch, output)}, output
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One loss.
+
+        Raises:
+            PolyditError: it is not finite.
+        """
+        terms, _ = self.losses(batch)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        names = describe_batch(batch)
+        self._guard.watch(
+            loss,
+            f"step {self.trainer.global_step}, batch {batch_idx} of epoch {self.trainer.current_epoch}"
+            + (f" ({names})" if names else ""),
+        )
+        self.log("train/loss", loss.detach(), batch_size=self.batch_samples)
+        if len(terms) > 1:
+            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, batch_size=self.batch_samples)
+        return loss
+
+    def validation_draws(self, x0: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Noise and times that depend on nothing but the sample's number in the held-out set.
+
+        The loss of two checkpoints, of two runs or at two batch sizes can then be compared.
+
+        Args:
+            x0: Clean data (B, C, ...).
+            first: How many held-out samples this process saw before.
+
+        Returns:
+            Noise like x0 and times (B,).
+        """
+        noise, times = [], []
+        for i in range(first, first + x0.shape[0]):
+            # torch's DistributedSampler deals the samples out in turn
+            number = i * self.trainer.world_size + self.trainer.global_rank
+            generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
+            times.append(self.objective.draw_times(1, generator, x0.device))
+            noise.append(torch.randn(x0.shape[1:], generator=generator))
+        return torch.stack(noise).to(x0.device, x0.dtype), torch.cat(times)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Held-out loss on fixed noise and times."""
+        if batch_idx == 0:
+            self._held_out = 0
+        terms, _ = self.losses(batch, first=self._held_out)
+        self._held_out += self.batch_samples
+        named = {f"val/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+        self.log_dict({"val/loss": sum(terms.values()), **named}, batch_size=self.batch_samples, sync_dist=True)
+
+    test_step = validation_step
+
+    # -- optimiser -----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and the schedule, by optimiser step."""
+        optimizer = build_optimizer(self, self.optimizer_options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(self.optimizer_options, step, self.progress(step))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is over after ``step`` optimiser steps: by steps, or by the clock under max_time."""
+        total = self.trainer.estimated_stepping_batches
+        share = step / total if total not in (0, float("inf")) else 0.0
+        for callback in self.trainer.callbacks:
+            limit = getattr(callback, "_duration", None)  # lightning's Timer
+            if limit:
+                share = max(share, callback.time_elapsed() / limit)
+        return share
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    @property
+    def strict_loading(self) -> bool:
+        """Frozen weights are not in our checkpoints; :meth:`on_load_checkpoint` does the checking."""
+        return False
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        raise AttributeError("a DiffusionModule checks its checkpoints itself")
+
+    def saved_names(self) -> set[str]:
+        """Names of the state dict that a checkpoint keeps.
+
+        With an adapter: what is trained. Otherwise every child that has something to train, whole.
+        """
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        if self.adapter_options is not None:
+            return trained
+        children = {name.split(".", 1)[0] for name in trained}
+        return {name for name in self.state_dict() if name.split(".", 1)[0] in children}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Drop what is frozen, add what identifies the run, and refuse to write weights that are not finite."""
+        self._guard.flush()
+        keep = self.saved_names()
+        checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in keep}
+        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+            for name, value in state.items():
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    raise PolyditError(
+                        f"training: weight {name} is not finite at step {checkpoint['global_step']}; the last "
+                        "checkpoint is kept. Lower --model.optimizer.lr or set --trainer.gradient_clip_val 1.0"
+                    )
+        checkpoint["polydit"] = {
+            **self.run_record,
+            "module": f"{type(self).__module__}.{type(self).__qualname__}",
+            "backbone": type(self.backbone).__name__,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this model; continue training from its raw weights.
+
+        Raises:
+            PolyditError: it is of another task, backbone or shape.
+        """
+        record = checkpoint.get("polydit", {})
+        for what, mine in (("task", self.run_record.get("task")), ("backbone", type(self.backbone).__name__)):
+            theirs = record.get(what)
+            if theirs and mine and theirs != mine:
+                raise PolyditError(
+                    f"--ckpt_path: this checkpoint was trained for {what} {theirs}, not {mine}; "
+                    f"use the config it was trained with"
+                )
+        own, given = self.state_dict(), checkpoint["state_dict"]
+        missing = sorted(self.saved_names() - given.keys())
+        unexpected = sorted(given.keys() - own.keys())
+        shapes = [name for name, value in given.items() if name in own and own[name].shape != value.shape]
+        for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
+            if names:
+                raise PolyditError(
+                    f"--ckpt_path: the checkpoint {problem} {len(names)} of the weights of this "
+                    f"{type(self.backbone).__name__} ({', '.join(names[:3])}); use the config it was trained with"
+                )
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["average_state"] = given
+            checkpoint["state_dict"] = {**given, **checkpoint.get("current_model_state", {})}

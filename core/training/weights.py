@@ -1,0 +1,66 @@
+"""Reading the weights that a run starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import PolyditError
+
+__all__ = ["is_on_meta", "read_weights"]
+
+
+def is_on_meta(module: nn.Module) -> bool:
+    """Whether a module has shapes but no values."""
+    return any(p.is_meta for p in module.parameters())
+
+
+def find_files(source: str) -> list[Path]:
+    """The safetensors files of a file, a saved model, or the ``transformer`` of a saved pipeline.
+
+    Raises:
+        PolyditError: there is none.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise PolyditError(f"--model.init_weights {source}: there is no such file or folder; give a saved model")
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise PolyditError(f"--model.init_weights {source}: not a safetensors file; convert it first")
+        return [path]
+    for folder in (path, path / "transformer", path / "backbone"):
+        files = sorted(folder.glob("*.safetensors"))
+        if files:
+            return files
+    raise PolyditError(f"--model.init_weights {source}: the folder holds no *.safetensors; give a saved model")
+
+
+def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
+    """A state dict for ``model`` out of a file or folder.
+
+    Raises:
+        PolyditError: it is missing, unreadable, of another model, or not finite.
+    """
+    state: dict[str, Tensor] = {}
+    for file in find_files(source):
+        try:
+            state.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise PolyditError(f"{file}: cannot be read as safetensors ({error}); get the file again") from error
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
+        if names:
+            raise PolyditError(
+                f"--model.init_weights {source}: {problem} {len(names)} of {len(own)} weights of "
+                f"{type(model).__name__} ({', '.join(names[:3])}); use the backbone settings it was saved with"
+            )
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise PolyditError(f"--model.init_weights {source}: weight {name} holds NaN or infinity; use another file")
+    return state
