@@ -52,8 +52,8 @@ class PixelSpace(nn.Module):
 
     spatial_factor = 1
     temporal_factor = 1
-    scale = 1.0
-    shift = 0.0
+    scale: float | Tensor = 1.0
+    shift: float | Tensor = 0.0
     component = None
 
     def __init__(self, channels: int = 3) -> None:

@@ -52,6 +52,8 @@ class DiffusersAutoencoder(nn.Module):
         # Every supported class halves the picture between its levels.
         levels = config.get("encoder_block_out_channels") or config.block_out_channels
         self.spatial_factor: int = 2 ** (len(levels) - 1)
+        self.scale: float | Tensor
+        self.shift: float | Tensor
         self.scale, self.shift = _scale_and_shift(config)
         self.set_tiling(tile_size, tile_overlap)
 
@@ -132,7 +134,7 @@ class DiffusersAutoencoder(nn.Module):
                     f"tile_size {tile_size}, tile_overlap {tile_overlap}: give multiples of {factor}, "
                     "the overlap smaller than the tile."
                 )
-        self.tile_size, self.tile_overlap = tile_size, tile_overlap
+        self.tile_size, self.tile_overlap = tile_size, tile_overlap or 0
 
     def encode(
         self, pixels: Tensor, sample: bool = False, generator: torch.Generator | None = None
@@ -153,8 +155,8 @@ class DiffusersAutoencoder(nn.Module):
         height, width = pixels.shape[-2:]
         if height % self.spatial_factor or width % self.spatial_factor:
             raise ValueError(
-                f"pixels of {height}x{width} do not divide by {self.spatial_factor}, the autoencoder's factor; "
-                "pad them."
+                f"pixels of {height}x{width} do not divide by {self.spatial_factor}, the factor of the "
+                "autoencoder; pad them."
             )
         return _per_frame(lambda frames: self._encode(frames, sample, generator), pixels)
 
@@ -198,9 +200,11 @@ class DiffusersAutoencoder(nn.Module):
 
     def _statistics(self, latents: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Scale and shift, ready to be broadcast over (B, C, h, w)."""
-        if isinstance(self.scale, Tensor):
-            return self.scale.to(latents.device)[:, None, None], self.shift.to(latents.device)[:, None, None]
-        return self.scale, self.shift
+        scale, shift = (
+            value.to(latents.device)[:, None, None] if isinstance(value, Tensor) else value
+            for value in (self.scale, self.shift)
+        )
+        return scale, shift
 
 
 def _scale_and_shift(config: Any) -> tuple[float, float] | tuple[Tensor, Tensor]:

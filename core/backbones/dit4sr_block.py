@@ -37,6 +37,7 @@ class LRStreamAttnProcessor(JointAttnProcessor2_0):
         attention_mask: torch.Tensor | None = None,
         lr_tokens: int = 0,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attend; the last ``lr_tokens`` of ``hidden_states`` are the LR stream. Shapes as they came."""
         if lr_tokens == 0:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
 
@@ -88,6 +89,7 @@ class LRInjectionFeedForward(FeedForward):
         self.control_conv = nn.Conv2d(4 * dim, 4 * dim, kernel_size=3, padding=1, groups=4 * dim)
 
     def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """(B, 2K, D) -> (B, 2K, D); without ``grid`` the plain feed-forward on any tokens."""
         hidden_states = self.net[0](hidden_states)  # (B, 2K, 4D)
         if grid is not None:
             image, lr = hidden_states.chunk(2, dim=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import CacheMixin, SD3Transformer2DModel
@@ -41,8 +41,8 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
     Without ``controlnet_image`` the model is the plain SD3 transformer, bit for bit.
     """
 
-    _no_split_modules = ["DiT4SRBlock"]
-    _repeated_blocks = ["DiT4SRBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["DiT4SRBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["DiT4SRBlock"]
 
     @register_to_config
     def __init__(
@@ -144,8 +144,8 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
         grid = (hidden_states.shape[-2] // patch, hidden_states.shape[-1] // patch)
 
         # Both latents go through the same patch embedding and the same position table.
-        tokens = [self.pos_embed(latents) for latents in (hidden_states, controlnet_image)]
-        tokens = torch.cat(tokens, dim=1)  # (B, 2K, D)
+        streams = [self.pos_embed(latents) for latents in (hidden_states, controlnet_image)]
+        tokens = torch.cat(streams, dim=1)  # (B, 2K, D)
         temb = self.time_text_embed(timestep, pooled_projections)  # (B, D)
         text = self.context_embedder(encoder_hidden_states)  # (B, M, D)
 
@@ -189,7 +189,7 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiT4SR:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a folder that :meth:`save_pretrained` wrote, or a released ``transformer/`` folder.
 
         Raises:

@@ -1,6 +1,7 @@
 """The wrapper against diffusers called directly, on tiny checkpoints that are saved and read back."""
 
 import json
+from typing import ClassVar
 
 import diffusers
 import pytest
@@ -170,7 +171,7 @@ def test_pixel_space_is_the_identity():
 
 
 class Pipeline(DiffusionPipeline):
-    _optional_components = ["vae"]
+    _optional_components: ClassVar = ["vae"]
 
     def __init__(self, vae):
         super().__init__()
