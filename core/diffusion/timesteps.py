@@ -20,7 +20,7 @@ def shift_time(t: Time, shift: float) -> Time:
     """
     if shift <= 0:
         raise ValueError(f"time shift must be positive, not {shift}")
-    return shift * t / (1 + (shift - 1) * t)
+    return t / (t + (1 - t) / shift)  # in this form exactly 1 at t = 1
 
 
 def unshift_time(t: Time, shift: float) -> Time:
