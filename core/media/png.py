@@ -70,7 +70,7 @@ class PngStream:
         step = max(1, _BLOCK_BYTES // (self.width * self.channels))
         for first in range(0, len(rows), step):
             block = np.ascontiguousarray(rows[first : first + step]).reshape(-1, self.width * self.channels)
-            self._data(self._zlib.compress(self._filter(block)))
+            self._data(self._zlib.compress(self._filter(block).data))
             self._above = block[-1].copy()
         self.rows_written += len(rows)
 
