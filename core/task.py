@@ -230,9 +230,9 @@ def find_task(name: str) -> TaskSpec:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the word of `words` closest to `word`, or nothing when none is close."""
+    """``" (did you mean X?)"`` for the word of `words` closest to `word`, or nothing when none is close."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _entry_points() -> list[metadata.EntryPoint]:
