@@ -23,10 +23,10 @@ def expand_like(t: Tensor | float, x: Tensor) -> Tensor:
 
     A tensor that already has x's number of axes is a map of times (per frame, per pixel) and is kept.
     """
-    t = torch.as_tensor(t, device=x.device)
-    if not t.is_floating_point():
-        t = t.float()
-    t = t.to(torch.promote_types(t.dtype, x.dtype))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(t, Tensor) and t.is_floating_point():
+        dtype = torch.promote_types(dtype, t.dtype)
+    t = torch.as_tensor(t, dtype=dtype, device=x.device)
     if t.ndim in (0, x.ndim):
         return t
     if t.ndim != 1 or t.shape[0] not in (1, x.shape[0]):

@@ -53,6 +53,7 @@ def make_scheduler(
 
     Args:
         name: ``euler``, ``heun``, ``unipc``, ``dpm++`` on any path; ``ddim`` and ``ddpm`` on a discrete path.
+            diffusers' DDIM rounds its stride down: give it a number of steps that divides the path's.
         parameterization: Decides between the flow form of a scheduler and the form with the path's own betas.
         shift: Time shift of the flow forms, see :func:`.timesteps.shift_time`.
         options: Further constructor arguments of the scheduler.
@@ -176,13 +177,15 @@ def schedule_from(
     set_timesteps: Mapping[str, Any] | None = None,
 ) -> tuple[int, int]:
     """Length of the shortest schedule with ``steps`` steps at or below ``start``, and how many it skips."""
-    scheduler = copy.deepcopy(scheduler)
-    for length in range(steps, scheduler.config.num_train_timesteps + 1):
+    scheduler, length = copy.deepcopy(scheduler), steps
+    while length <= scheduler.config.num_train_timesteps:
         _set_timesteps(scheduler, length, set_timesteps)
         levels = _Levels(scheduler, parameterization.path)
         solver_steps = -(-levels.total // levels.order)
-        if solver_steps - levels.skipped(start) // levels.order >= steps:
+        missing = steps - (solver_steps - levels.skipped(start) // levels.order)
+        if missing <= 0:
             return length, solver_steps - steps
+        length += missing  # a schedule longer by n has at most n more steps down there
     raise PolyditError(
         f"no schedule has {steps} steps below noise level {start:g}; use fewer or start higher"
     )

@@ -93,7 +93,7 @@ def test_losses_by_kind():
 
 @pytest.mark.parametrize("path", [LinearPath(), GVPPath(), VPPath()], ids=lambda p: p.name)
 def test_weighted_loss_is_the_loss_of_the_other_quantity(path, generator):
-    """Velocity MSE, whatever the network predicts: x0-MSE / t^2 and epsilon-MSE / (1 - t)^2 on the linear path."""
+    """Velocity MSE whatever is predicted; on the linear path x0-MSE / t^2 and epsilon-MSE / (1 - t)^2."""
     x0, noise = (torch.randn(4, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64)
     x_t = path.add_noise(x0, noise, t)

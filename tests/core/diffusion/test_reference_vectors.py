@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from polydit.core.backbones import load_official
 from polydit.core.diffusion import (
-    GVPPath,
     Guidance,
+    GVPPath,
     LinearPath,
     Objective,
     Parameterization,
@@ -120,8 +120,13 @@ def test_sit_samplers(name, monkeypatch):
     monkeypatch.setattr(samplers, "draw_noise", lambda like, generator: next(draws))
     states = []
     options = golden.arguments["sde"]
-    sde = run("sde", steps=options["num_steps"], last_step=options["last_step_size"],
-              noise_scale=options["diffusion_norm"], callback=lambda step: states.append(step.x_t))  # fmt: skip
+    sde = run(
+        "sde",
+        steps=options["num_steps"],
+        last_step=options["last_step_size"],
+        noise_scale=options["diffusion_norm"],
+        callback=lambda step: states.append(step.x_t),
+    )
     torch.testing.assert_close(sde, golden.outputs["sde_euler"], **golden.tolerance)
     torch.testing.assert_close(states[0], golden.outputs["intermediate.sde_first_step"], **golden.tolerance)
     assert next(draws, None) is None  # every recorded draw was used
@@ -164,6 +169,4 @@ def test_official_guidance(system, name, interval, doubled):
     torch.testing.assert_close(second, expected[half:], **golden.tolerance)
     if interval is None:
         conditional = golden.model(x, timestep, labels)
-        assert (guide(conditional, unconditional, 4.0) - ours)[
-            :, 3:
-        ].abs().max() > 0.01  # all channels differ
+        assert (guide(conditional, unconditional, 4.0) - ours)[:, 3:].abs().max() > 0.01
