@@ -34,7 +34,11 @@ INITIAL = "lora_initial"
 def lora_layers(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Any]]:
     """Names and layers that carry a LoRA (this one, or any)."""
     for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer") and (adapter is None or adapter in module.lora_A):
+        if (
+            hasattr(module, "lora_A")
+            and hasattr(module, "base_layer")
+            and (adapter is None or adapter in module.lora_A)
+        ):
             yield name, module
 
 
@@ -51,7 +55,9 @@ def add_adapter(model: nn.Module, config: Any, adapter: str) -> None:
     from peft import inject_adapter_in_model
 
     if adapter in adapter_names(model):
-        raise PolyditError(f"adapter {adapter!r}: the model has one of that name; choose another name or unload it")
+        raise PolyditError(
+            f"adapter {adapter!r}: the model has one of that name; choose another name or unload it"
+        )
     inject_adapter_in_model(config, model, adapter)
     if hasattr(model, "_hf_peft_config_loaded"):
         model._hf_peft_config_loaded = True
@@ -198,7 +204,9 @@ def grow_rank(
     for name, layer in layers:
         a, b, old = layer.lora_A[adapter], layer.lora_B[adapter], layer.r[adapter]
         if rank < old:
-            raise PolyditError(f"adapter {adapter!r}: {name} has rank {old}; it can grow, not shrink to {rank}")
+            raise PolyditError(
+                f"adapter {adapter!r}: {name} has rank {old}; it can grow, not shrink to {rank}"
+            )
         if rank == old:
             continue
         rows = torch.empty(rank - old, *a.weight.shape[1:])
@@ -206,7 +214,10 @@ def grow_rank(
         rows.uniform_(-bound, bound, generator=generator)
         columns = b.weight.new_zeros(b.weight.shape[0], rank - old, *b.weight.shape[2:])
         scale = getattr(b.weight, "lr_scale", 1.0)
-        for part, value in ((a, torch.cat([a.weight, rows.to(a.weight)])), (b, torch.cat([b.weight, columns], 1))):
+        for part, value in (
+            (a, torch.cat([a.weight, rows.to(a.weight)])),
+            (b, torch.cat([b.weight, columns], 1)),
+        ):
             part.weight = nn.Parameter(value, requires_grad=part.weight.requires_grad)
         b.weight.lr_scale = scale
         if isinstance(a, nn.Linear):

@@ -25,7 +25,15 @@ from ..errors import PolyditError
 from .lora import INITIAL, add_adapter, adapter_names, delta, exactly, lora_layers, set_adapter_weights
 from .targets import adaptable_modules
 
-__all__ = ["LoadReport", "apply_lora", "describe_base", "load_lora", "lora_state_dict", "read_lora", "save_lora"]
+__all__ = [
+    "LoadReport",
+    "apply_lora",
+    "describe_base",
+    "load_lora",
+    "lora_state_dict",
+    "read_lora",
+    "save_lora",
+]
 
 HEADER = "polydit"
 PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
@@ -54,7 +62,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.unexpected)
-        return f"{len(self.matched)} of {total} keys matched, scale {self.scale:g}" + (f"; {self.note}" if self.note else "")
+        return f"{len(self.matched)} of {total} keys matched, scale {self.scale:g}" + (
+            f"; {self.note}" if self.note else ""
+        )
 
 
 @dataclass
@@ -76,7 +86,9 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     return {"class": type(model).__name__, "config_sha256": digest[:16], "keys": len(keys)}
 
 
-def lora_state_dict(model: nn.Module, adapter: str = "default", prefix: str = "transformer.") -> dict[str, Tensor]:
+def lora_state_dict(
+    model: nn.Module, adapter: str = "default", prefix: str = "transformer."
+) -> dict[str, Tensor]:
     """The adapter as a plain LoRA at scale 1, for an untouched base.
 
     PiSSA and OLoRA change their base, so their delta against the untouched one has twice the rank:
@@ -94,7 +106,9 @@ def lora_state_dict(model: nn.Module, adapter: str = "default", prefix: str = "t
         state[f"{prefix}{name}.lora_B.weight"] = (scale * b).cpu().contiguous()
         magnitudes = getattr(layer, "lora_magnitude_vector", {})
         if adapter in magnitudes:
-            state[f"{prefix}{name}.lora_magnitude_vector.weight"] = magnitudes[adapter].weight.detach().cpu().contiguous()
+            state[f"{prefix}{name}.lora_magnitude_vector.weight"] = (
+                magnitudes[adapter].weight.detach().cpu().contiguous()
+            )
     return state
 
 
@@ -135,7 +149,9 @@ def save_lora(
         raise PolyditError(f"adapter {adapter!r}: the model has {', '.join(adapter_names(model)) or 'none'}")
     bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if bad:
-        raise PolyditError(f"{path}: not written, {bad[0]} holds NaN or infinity; export an earlier checkpoint")
+        raise PolyditError(
+            f"{path}: not written, {bad[0]} holds NaN or infinity; export an earlier checkpoint"
+        )
     ranks = sorted({layer.r[adapter] for _, layer in layers})
     entry = {
         "layout": "diffusers",
@@ -175,7 +191,9 @@ def read_lora(path: str | Path) -> tuple[dict[str, LoraModule], list[str], list[
             header = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise PolyditError(f"{path}: cannot be read as safetensors ({error}); give a .safetensors LoRA") from error
+        raise PolyditError(
+            f"{path}: cannot be read as safetensors ({error}); give a .safetensors LoRA"
+        ) from error
     parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
     unexpected = []
     for key, value in tensors.items():
@@ -220,7 +238,9 @@ def header_scales(header: Mapping[str, str]) -> Any:
     alphas = config.get("alpha_pattern") or {}
 
     def scale(name: str, rank: int) -> float:
-        alpha = next((v for k, v in alphas.items() if re.match(rf"(.*\.)?({k})$", name)), config.get("lora_alpha"))
+        alpha = next(
+            (v for k, v in alphas.items() if re.match(rf"(.*\.)?({k})$", name)), config.get("lora_alpha")
+        )
         if alpha is None:
             return 1.0
         return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
@@ -228,7 +248,9 @@ def header_scales(header: Mapping[str, str]) -> Any:
     return scale
 
 
-def match_modules(path: str | Path, model: nn.Module, scale: float) -> tuple[dict[str, LoraModule], LoadReport]:
+def match_modules(
+    path: str | Path, model: nn.Module, scale: float
+) -> tuple[dict[str, LoraModule], LoadReport]:
     """Read a file for a model; every module of the file must be one of the model, in shape too."""
     modules, unexpected, missing, entry = read_lora(path)
     have = adaptable_modules(model)

@@ -45,12 +45,16 @@ class LoraOptions:
 
     def __post_init__(self) -> None:
         name, _, iterations = self.init.partition("_niter_")
-        if self.init not in ("default", "gaussian", "pissa", "olora") and not (name == "pissa" and iterations.isdigit()):
+        if self.init not in ("default", "gaussian", "pissa", "olora") and not (
+            name == "pissa" and iterations.isdigit()
+        ):
             raise PolyditError(
                 f"model.adapter.init: {self.init!r} is not known; choose default, gaussian, pissa, pissa_niter_4 or olora"
             )
         if self.rank < 1 or any(r < 1 for r in self.rank_pattern.values()):
-            raise PolyditError("model.adapter.rank: a rank is at least 1; exclude modules with model.adapter.exclude")
+            raise PolyditError(
+                "model.adapter.rank: a rank is at least 1; exclude modules with model.adapter.exclude"
+            )
         if self.use_dora and self.changes_base:
             raise PolyditError(f"model.adapter: DoRA does not go with init {self.init}; use init default")
 

@@ -53,7 +53,9 @@ def choose(names: Iterable[str], patterns: Sequence[str], option: str) -> list[s
         if not found:
             ends = {".".join(name.split(".")[i:]) for name in names for i in range(name.count(".") + 1)}
             near = difflib.get_close_matches(pattern, sorted(ends), 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are for example {', '.join(names[:3])}"
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; there are for example {', '.join(names[:3])}"
+            )
             raise PolyditError(f"{option}: no module matches {pattern!r}{hint}")
     return [name for name in names if any(matches(name, pattern) for pattern in patterns)]
 

@@ -50,6 +50,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.best_score: float | None = None
+        self.validated_step = -1
         self._saved_step = -1
         self._saved_time = time.monotonic()
         self._stop: str | None = None
@@ -96,10 +97,10 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write if it is time; stop if it was asked for."""
-        self._stop_if_asked(trainer)
+        """Write if it is time; stop if it was asked for; both only where an optimiser step ended."""
         if trainer.fit_loop._should_accumulate():
             return
+        self._stop_if_asked(trainer)
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if self.every_minutes is not None:
             late = time.monotonic() - self._saved_time >= 60 * self.every_minutes
@@ -116,6 +117,7 @@ class Checkpoints(Checkpoint):
         """Write, and keep the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
+        self.validated_step = trainer.global_step
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         if value is not None and (self.best_score is None or float(value) < self.best_score):
             self.best_score = float(value)
@@ -144,7 +146,7 @@ class Checkpoints(Checkpoint):
         temporary = path.with_name(f".{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
                 flush_to_disk(temporary)
                 os.replace(temporary, path)
@@ -189,18 +191,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise PolyditError(f"{path}: holds more than tensors and could run code; refused") from error
-        raise PolyditError(f"{path}: is not a whole checkpoint; use another one, such as best.ckpt") from error
+        raise PolyditError(
+            f"{path}: is not a whole checkpoint; use another one, such as best.ckpt"
+        ) from error
     if not isinstance(checkpoint, dict) or "polydit" not in checkpoint:
-        raise PolyditError(f"{path}: is not a checkpoint of `polydit fit`; weights alone go to --model.init_weights")
+        raise PolyditError(
+            f"{path}: is not a checkpoint of `polydit fit`; weights alone go to --model.init_weights"
+        )
     return checkpoint
 
 
-def resume_command(argv: list[str]) -> str:
-    """The command line that goes on with the run, given the one that was interrupted."""
+def resume_command(argv: list[str], folder: Path) -> str:
+    """The command line that goes on with the run in ``folder``, given the one that was interrupted."""
     kept, skip = [], False
     for word in argv:
-        if skip or word == "--ckpt_path":
+        if skip or word in ("--ckpt_path", "--name"):
             skip = not skip
-        elif not word.startswith("--ckpt_path="):
+        elif not word.startswith(("--ckpt_path=", "--name=")):
             kept.append(word)
-    return shlex.join(["polydit", *kept, "--ckpt_path", "last"])
+    return shlex.join(["polydit", *kept, "--name", folder.name, "--ckpt_path", "last"])

@@ -17,13 +17,17 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..adapters import count_trainable
 from ..errors import PolyditError
 from ..task import resolve
-from .checkpoints import Checkpoints, Interrupted, read_checkpoint, resume_command
-from .config_errors import one_line
+from .checkpoints import Checkpoints, read_checkpoint, resume_command
+from .config_errors import one_line, suggestion
 from .ema import EMA
+from .pictures import Pictures
 from .progress import RunProgress
+from .resume import RandomState
 
 if TYPE_CHECKING:
     from ..task import TaskSpec
@@ -47,19 +51,31 @@ class CheckpointOptions:
     monitor: str | None = "val/loss"
 
 
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 1,
+    # by steps, since an epoch of a small data set is over in seconds
+    "val_check_interval": 1000,
+    "check_val_every_n_epoch": None,
+}
+
+
 class TaskCLI(LightningCLI):
     """Lightning's command line for one task; parses and builds, and runs nothing by itself."""
 
-    def __init__(self, spec: TaskSpec, subcommand: str, args: list[str] | dict[str, Any], *, trainer: bool = True) -> None:
-        self.spec = spec
-        self.with_trainer = trainer
+    def __init__(self, spec: TaskSpec, subcommand: str, args: list[str] | dict[str, Any]) -> None:
         super().__init__(
             model_class=resolve(spec.module),
             datamodule_class=resolve(spec.datamodule),
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"logger": False, "enable_model_summary": False, "log_every_n_steps": 10},
-            parser_kwargs={"prog": f"polydit {spec.name} {subcommand}", "exit_on_error": False, "dump_header": []},
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={
+                "prog": f"polydit {spec.name} {subcommand}",
+                "exit_on_error": False,
+                "dump_header": [],
+            },
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -68,19 +84,38 @@ class TaskCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the design adds to Lightning's own options."""
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last'")
-        parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; default the time")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last'"
+        )
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="name of the run's folder; default the time"
+        )
         parser.add_argument("--output", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions())
-        parser.add_argument("--export", type=bool, default=True, help="write the pipeline or LoRA file at the end")
+        parser.add_argument(
+            "--pictures", type=bool, default=True, help="show held-out pictures after each validation"
+        )
+        parser.add_argument(
+            "--export", type=bool, default=True, help="write the pipeline or LoRA file at the end"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, without Lightning's warning that there is also a ``sys.argv``."""
-        self.config = parser.parse_object(args) if isinstance(args, (dict, Namespace)) else parser.parse_args(args)
+        """Parse, with errors in one line, and without Lightning's warning that there is also a ``sys.argv``."""
+        try:
+            if isinstance(args, list):
+                refuse_unknown_sections(parser, args)
+                self.config = parser.parse_args(args)
+            else:
+                self.config = parser.parse_object(args)
+        except ArgumentError as error:
+            raise PolyditError(one_line(str(error), option_keys(parser), parser.prog)) from error
 
     def instantiate_classes(self) -> None:
         """Build model and data; the trainer comes later, when the run's folder is known."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:  # what constructors raise about their arguments
+            raise PolyditError(f"config: {one_line(str(error), (), self.parser.prog)}") from error
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
 
@@ -91,19 +126,34 @@ class TaskCLI(LightningCLI):
         return yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
 
 
-def parse(spec: TaskSpec, subcommand: str, args: list[str] | dict[str, Any]) -> TaskCLI:
-    """Parse and build.
-
-    Raises:
-        PolyditError: one line that names the option and the nearest valid one.
-    """
-    try:
-        return TaskCLI(spec, subcommand, args)
-    except ArgumentError as error:
-        raise PolyditError(one_line(error, spec, subcommand)) from error
+def option_keys(parser: LightningArgumentParser) -> list[str]:
+    """Every key that a parser accepts, without the dashes."""
+    return sorted({word[2:] for word in parser._option_string_actions if word.startswith("--")})
 
 
-def instantiate(spec: TaskSpec, config: str | Path | Mapping[str, Any], device: str = "cpu") -> DiffusionModule:
+def refuse_unknown_sections(parser: LightningArgumentParser, args: list[str]) -> None:
+    """The parser lets an unknown section pass while it is empty; we do not."""
+    import yaml
+
+    sections = {key.split(".")[0] for key in option_keys(parser)}
+    for before, word in zip(["", *args], args, strict=False):
+        path = Path(word.removeprefix("--config=")) if word.startswith("--config=") else Path(word)
+        if (before not in ("-c", "--config") and not word.startswith("--config=")) or not path.is_file():
+            continue
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise PolyditError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(given, dict):
+            raise PolyditError(f"--config {path}: holds no settings; it needs model, data and trainer")
+        for key in given:
+            if str(key).split(".")[0] not in sections:
+                raise PolyditError(f"{path}: unknown section {key!r}{suggestion(str(key), sections)}")
+
+
+def instantiate(
+    spec: TaskSpec, config: str | Path | Mapping[str, Any], device: str = "cpu"
+) -> DiffusionModule:
     """The module that a config describes, without a trainer.
 
     Args:
@@ -116,7 +166,7 @@ def instantiate(spec: TaskSpec, config: str | Path | Mapping[str, Any], device: 
     """
     args = dict(config) if isinstance(config, Mapping) else ["--config", str(config)]
     with torch.device(device):
-        module = parse(spec, "fit", args).model
+        module = TaskCLI(spec, "fit", args).model
     return module
 
 
@@ -126,73 +176,138 @@ def instantiate(spec: TaskSpec, config: str | Path | Mapping[str, Any], device: 
 def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: list[str]) -> None:
     """Run a subcommand with the words that follow it on the command line.
 
+    Without ``--config`` it takes the task's default.
+
     Raises:
         PolyditError: anything that the user can put right.
         SystemExit: 130 after Ctrl-C, once the checkpoint is written.
     """
     quiet()
-    cli = parse(spec, subcommand, argv)
+    cli = TaskCLI(spec, subcommand, with_default_config(spec, argv))
     config = cli.config_init
-    folder = run_folder(spec, config, subcommand)
-    checkpoint = resume_path(spec, config, folder)
+    folder = run_folder(spec, config)
+    checkpoint = resume_path(config, folder)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # refuses what is not a checkpoint before anything is built on it
-    module = cli.model
-    module.run_record = {"task": spec.name, "config": cli.plain_config()}
-    if subcommand != "fit":
-        if checkpoint is None:
-            raise PolyditError(f"--ckpt_path: `{subcommand}` needs the checkpoint to look at; a file or 'last'")
-        trainer = build_trainer(config, [RunProgress()], None)
-        getattr(trainer, subcommand)(module, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    cli.model.run_record = {"task": spec.name, "config": cli.plain_config()}
+    if subcommand == "fit":
+        fit(spec, cli, folder, checkpoint, argv)
         return
-    fit(spec, cli, folder, checkpoint, argv)
+    if checkpoint is None:
+        raise PolyditError(
+            f"--ckpt_path: `{subcommand}` needs the checkpoint to look at; a file, 'last' or 'best'"
+        )
+    trainer = build_trainer(config, [RunProgress()], False)
+    evaluate = getattr(trainer, subcommand)
+    figures = evaluate(
+        cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
+    )
+    for name, value in figures[0].items() if figures else ():
+        say(f"{name}: {value:.6g}")
+
+
+def with_default_config(spec: TaskSpec, argv: list[str]) -> list[str]:
+    """The words, with the task's default config before them if they name none."""
+    named = any(word in ("-c", "--config", "-h", "--help") or word.startswith("--config=") for word in argv)
+    if named or spec.default_config is None:
+        return list(argv)
+    return ["--config", str(spec.config_folder() / spec.default_config), *argv]
 
 
 def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, argv: list[str]) -> None:
-    """Train, then export beside the checkpoint and say how to use it."""
+    """Train, look at the held-out set, export beside the checkpoint and say how to use it."""
     config, module = cli.config_init, cli.model
+    module.prepare()  # its complaints come before a folder exists
     options = config["checkpoint"]
+    ema = EMA(module.ema_options) if module.ema_options is not None else None
     saver = Checkpoints(folder / "checkpoints", options.every_minutes, options.every_n_steps, options.monitor)
-    callbacks = [RunProgress(), saver]
-    if module.ema_options is not None:
-        callbacks.insert(0, EMA(module.ema_options))
-    logger = TensorBoardLogger(save_dir=str(folder), name="", version="")
-    trainer = build_trainer(config, callbacks, logger)
+    callbacks = [
+        ema,
+        RandomState(),
+        RunProgress(),
+        Pictures(folder / "pictures") if config["pictures"] else None,
+        saver,
+    ]
+    trainer = build_trainer(
+        config, [c for c in callbacks if c], TensorBoardLogger(str(folder), name="", version="")
+    )
     if trainer.is_global_zero and not trainer.fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-        say(f"run folder: {folder}")
+        total = sum(p.numel() for p in module.backbone.parameters())
+        say(f"run folder: {folder}\n{total:,} parameters, {count_trainable(module):,} of them trained")
     try:
         trainer.fit(module, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (Interrupted, SystemExit, KeyboardInterrupt) as error:
+    except (SystemExit, KeyboardInterrupt) as error:  # Lightning turns the second into the first
         if saver.last.exists():
-            say(f"interrupted; {saver.last} is kept, go on with: {resume_command([spec.name, 'fit', *argv])}")
+            say(
+                f"interrupted; {saver.last} is kept, go on with: {resume_command([spec.name, 'fit', *argv], folder)}"
+            )
         else:
             say("interrupted before the first checkpoint; nothing is kept")
         raise SystemExit(130) from error
-    if not config["export"] or trainer.fast_dev_run or not trainer.is_global_zero:
+    if trainer.fast_dev_run:
         return
+    if saver.validated_step != trainer.global_step and trainer.val_dataloaders:
+        validate_end(trainer, cli, ema)
+    if config["export"] and trainer.is_global_zero:
+        export_end(spec, module, saver.last, folder)
+
+
+def validate_end(trainer: Trainer, cli: TaskCLI, ema: EMA | None) -> None:
+    """The held-out loss and pictures of what will be exported, where the run did not end on a validation."""
+    if ema is not None:
+        ema.put_average(cli.model)
+    step = trainer.global_step
+    figures = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    if figures and "val/loss" in figures[0]:
+        say(f"step {step}: held-out loss {figures[0]['val/loss']:.5g}")
+
+
+def export_end(spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder: Path) -> None:
+    """Write the pipeline, or the LoRA file, and the command that uses it."""
     from .export import export
 
     what = "lora" if module.adapter_options is not None else "pipeline"
-    target = folder / ("lora.safetensors" if what == "lora" else "pipeline")
-    path = export(spec, saver.last, target, what, overwrite=True)
-    option = "--weights" if what == "pipeline" else "--lora"
-    say(f"wrote {path}\nuse it: polydit {spec.name} predict --input PATH --output DIR {option} {shlex.quote(str(path))}")
+    path = export(
+        spec,
+        checkpoint,
+        folder / ("lora.safetensors" if what == "lora" else "pipeline"),
+        what,
+        overwrite=True,
+    )
+    words = ["polydit", spec.name, "predict", "--input", "PATH", "--output", "DIR"]
+    words += ["--lora", str(path)] if what == "lora" else ["--weights", str(path)]
+    source = Path(module.init_weights) if module.init_weights else None
+    if what == "lora" and source is not None and (source / "model_index.json").is_file():
+        words += ["--weights", str(source)]
+    say(f"wrote {path}\nuse it: {shlex.join(words)}")
 
 
 def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
-    """Lightning's Trainer by the config, our callbacks before the user's."""
+    """Lightning's Trainer by the config, our callbacks before the user's.
+
+    Raises:
+        PolyditError: the options contradict each other or this machine (no such device).
+    """
     options = dict(config["trainer"])
     options["callbacks"] = [*callbacks, *(options.get("callbacks") or [])]
-    if options.get("logger") is False and logger is not None:
+    if options.get("logger") is None:
         options["logger"] = logger
     if options.get("enable_progress_bar") is False:
         options["callbacks"] = [c for c in options["callbacks"] if not isinstance(c, RunProgress)]
-    return Trainer(**options)
+    if (
+        options["check_val_every_n_epoch"] is not None
+        and options["val_check_interval"] == TRAINER_DEFAULTS["val_check_interval"]
+    ):
+        options["val_check_interval"] = 1.0  # asked for by epochs: at their end
+    try:
+        return Trainer(**options)
+    except (MisconfigurationException, ValueError) as error:
+        raise PolyditError(f"config section trainer: {' '.join(str(error).split())}") from error
 
 
-def run_folder(spec: TaskSpec, config: Any, subcommand: str) -> Path:
+def run_folder(spec: TaskSpec, config: Any) -> Path:
     """``<output>/<task>/<name or time>``, or the folder of the run that is resumed."""
     runs = Path(config["output"]) / spec.name.replace("-", "_")
     if config["name"]:
@@ -201,14 +316,16 @@ def run_folder(spec: TaskSpec, config: Any, subcommand: str) -> Path:
     if path == "last":
         found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise PolyditError(f"--ckpt_path last: no run in {runs} has a checkpoint yet; leave it out to start one")
+            raise PolyditError(
+                f"--ckpt_path last: no run in {runs} has a checkpoint yet; leave it out to start one"
+            )
         return found[-1].parent.parent
     if path and Path(path).parent.name == "checkpoints":
         return Path(path).parent.parent
     return runs / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def resume_path(spec: TaskSpec, config: Any, folder: Path) -> Path | None:
+def resume_path(config: Any, folder: Path) -> Path | None:
     """The checkpoint that was asked for."""
     path = config["ckpt_path"]
     if path is None:
@@ -222,14 +339,15 @@ def resume_path(spec: TaskSpec, config: Any, folder: Path) -> Path | None:
 
 def quiet() -> None:
     """Keep Lightning's tips and the warnings that ask nothing of the user off the screen."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
         ".*resuming from a checkpoint that ended before the epoch ended.*",
         ".*LeafSpec.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*`trainer.validate.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -243,4 +361,5 @@ def write_text(path: Path, text: str) -> None:
 
 def say(line: str) -> None:
     """One line to the user."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

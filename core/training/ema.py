@@ -128,7 +128,9 @@ class EMA(Callback):
         """Leave the raw weights in the module when validation was cut short."""
         self.put_raw(pl_module)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the average in ``state_dict`` and the raw weights beside it."""
         if self.average:
             state = checkpoint["state_dict"]
@@ -136,7 +138,9 @@ class EMA(Callback):
             checkpoint["state_dict"] = {**state, **self.average}
             checkpoint["averaging_state"] = {"step": self.step}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Take the average; the module loads its raw weights itself."""
         if trainer.state.fn == TrainerFn.FITTING:
             source = checkpoint.get("average_state", checkpoint["state_dict"])

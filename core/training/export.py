@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["export", "load_module", "save_pipeline"]
 
 
-def load_module(spec: TaskSpec, ckpt_path: str | Path, weights: Literal["average", "raw"] = "average") -> DiffusionModule:
+def load_module(
+    spec: TaskSpec, ckpt_path: str | Path, weights: Literal["average", "raw"] = "average"
+) -> DiffusionModule:
     """The module of a checkpoint, on the CPU in eval mode, with the settings it was trained with.
 
     Args:
@@ -117,7 +119,9 @@ def save_pipeline(pipeline: Any, output: str | Path, *, overwrite: bool = False)
         else:
             os.replace(temporary, output)
     except OSError as error:
-        raise PolyditError(f"{output}: cannot be written ({error.strerror or error}); make room and export again") from error
+        raise PolyditError(
+            f"{output}: cannot be written ({error.strerror or error}); make room and export again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -74,6 +74,7 @@ class DiffusionModule(LightningModule):
         self.run_record: dict[str, Any] = {}  # task and config of this run, written into its checkpoints
         self.batch_samples = 0
         self._held_out = 0
+        self._total_steps: float | None = None
         self._prepared = False
         self._guard = FiniteGuard()
         if autoencoder is not None:
@@ -113,6 +114,13 @@ class DiffusionModule(LightningModule):
             return
         self._prepared = True
         if self.adapter_options is not None:
+            loaded = self.init_weights or getattr(
+                getattr(self.backbone, "config", None), "_name_or_path", None
+            )
+            if not loaded and not is_on_meta(self.backbone):
+                raise PolyditError(
+                    "--model.adapter: an adapter needs trained weights under it; name them with --model.init_weights"
+                )
             self.backbone.requires_grad_(False)
             inject(self.backbone, self.adapter_options)
         if self.gradient_checkpointing:
@@ -158,7 +166,9 @@ class DiffusionModule(LightningModule):
         condition = self.condition(batch)
         self.batch_samples = x0.shape[0]
         noise, t = (None, None) if first is None else self.validation_draws(x0, first)
-        output = self.objective(lambda x_t, timestep: self.denoise(x_t, timestep, condition), x0, noise=noise, t=t)
+        output = self.objective(
+            lambda x_t, timestep: self.denoise(x_t, timestep, condition), x0, noise=noise, t=t
+        )
         return {"objective": output.loss, **self.extra_losses(batch, output)}, output
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -208,9 +218,20 @@ class DiffusionModule(LightningModule):
         terms, _ = self.losses(batch, first=self._held_out)
         self._held_out += self.batch_samples
         named = {f"val/{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
-        self.log_dict({"val/loss": sum(terms.values()), **named}, batch_size=self.batch_samples, sync_dist=True)
+        self.log_dict(
+            {"val/loss": sum(terms.values()), **named}, batch_size=self.batch_samples, sync_dist=True
+        )
 
     test_step = validation_step
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient, before it is clipped."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            gradients = [
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     # -- optimiser -----------------------------------------------------------------------------------------
 
@@ -220,16 +241,21 @@ class DiffusionModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(self.optimizer_options, step, self.progress(step))
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
 
     def progress(self, step: int) -> float:
         """Share of the run that is over after ``step`` optimiser steps: by steps, or by the clock under max_time."""
-        total = self.trainer.estimated_stepping_batches
-        share = step / total if total not in (0, float("inf")) else 0.0
+        if step == 0:
+            return 0.0  # asked for when the optimiser is built: too early to look at the data
+        if self._total_steps is None:
+            self._total_steps = self.trainer.estimated_stepping_batches
+        share = step / self._total_steps if self._total_steps else 0.0
         for callback in self.trainer.callbacks:
-            limit = getattr(callback, "_duration", None)  # lightning's Timer
-            if limit:
-                share = max(share, callback.time_elapsed() / limit)
+            if isinstance(callback, Timer) and callback._duration:
+                share = max(share, callback.time_elapsed() / callback._duration)
         return share
 
     # -- checkpoints ---------------------------------------------------------------------------------------
@@ -290,7 +316,11 @@ class DiffusionModule(LightningModule):
         missing = sorted(self.saved_names() - given.keys())
         unexpected = sorted(given.keys() - own.keys())
         shapes = [name for name, value in given.items() if name in own and own[name].shape != value.shape]
-        for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
+        for problem, names in (
+            ("lacks", missing),
+            ("has unknown", unexpected),
+            ("has other shapes for", shapes),
+        ):
             if names:
                 raise PolyditError(
                     f"--ckpt_path: the checkpoint {problem} {len(names)} of the weights of this "

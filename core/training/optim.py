@@ -50,12 +50,16 @@ def parameter_groups(module: nn.Module, options: OptimizerOptions) -> list[dict[
         Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``, in an order that depends on the module
         only, so that a resumed run finds its optimiser state.
     """
-    tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    tables = {
+        id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
-        exempt = parameter.ndim <= 1 or id(parameter) in tables or getattr(parameter, "no_weight_decay", False)
+        exempt = (
+            parameter.ndim <= 1 or id(parameter) in tables or getattr(parameter, "no_weight_decay", False)
+        )
         groups.setdefault((not exempt, float(getattr(parameter, "lr_scale", 1.0))), []).append(parameter)
     return [
         {
@@ -73,7 +77,9 @@ def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim
     groups = parameter_groups(module, options)
     fused = options.fused
     if fused is None:
-        fused = all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for g in groups for p in g["params"])
+        fused = all(
+            p.device.type in ("cuda", "cpu") and p.is_floating_point() for g in groups for p in g["params"]
+        )
     return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps, fused=fused)
 
 

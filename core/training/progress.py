@@ -34,7 +34,6 @@ class RunProgress(ProgressBar):
         self.every_seconds = every_seconds
         self._enabled = True
         self._bar: Progress | None = None
-        self._samples = 0
         self._clock = _Clock()
         self._loss = ""
         self._line_at = 0.0
@@ -57,7 +56,6 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self._clock = _Clock()
-        self._first_step = trainer.global_step
         self._line_at = time.monotonic()
         console = Console(stderr=True)
         if self._enabled and console.is_terminal:
@@ -80,7 +78,7 @@ class RunProgress(ProgressBar):
         now = time.monotonic()
         if self._clock.samples_at_start is None:
             # the first step compiles, allocates and reads ahead: no measure of speed
-            self._clock.start(now, trainer.global_step)
+            self._clock.start(now)
         if not self._enabled or now - self._read_at < 0.25:
             return
         self._read_at = now
@@ -90,7 +88,7 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, completed=share, text=text)
         elif now - self._line_at >= self.every_seconds:
             self._line_at = now
-            print(text, file=sys.stderr, flush=True)
+            self._line(text)
 
     def describe(self, trainer: Trainer, share: float, now: float, outputs: Any = None) -> str:
         """``step 120/2000 · loss 0.123 · 812 samples/s · 0:01:02 left``."""
@@ -100,19 +98,21 @@ class RunProgress(ProgressBar):
             self._loss = f"{float(outputs['loss']) * trainer.accumulate_grad_batches:.4g}"
         rate = self._clock.rate(now)
         left = self._clock.left(now, share)
-        speed = "" if rate is None else f" · {rate:.3g} samples/s" if rate < 100 else f" · {rate:.0f} samples/s"
+        speed = (
+            "" if rate is None else f" · {rate:.3g} samples/s" if rate < 100 else f" · {rate:.0f} samples/s"
+        )
         return f"{steps} · loss {self._loss or '?'}{speed} · {format_seconds(left)} left"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One line per validation."""
         value = trainer.callback_metrics.get("val/loss")
-        if not self._enabled or trainer.sanity_checking or value is None:
+        if not self._enabled or trainer.sanity_checking or value is None or trainer.state.fn != "fit":
             return
         line = f"step {trainer.global_step}: held-out loss {float(value):.5g}"
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            self._line(line)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -125,6 +125,11 @@ class RunProgress(ProgressBar):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the terminal as it was."""
         self._close()
+
+    @staticmethod
+    def _line(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -141,7 +146,7 @@ class _Clock:
         self.share_at_start: float | None = None
         self.began = 0.0
 
-    def start(self, now: float, step: int) -> None:
+    def start(self, now: float) -> None:
         self.began, self.samples_at_start = now, self.samples
 
     def rate(self, now: float) -> float | None:

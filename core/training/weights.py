@@ -27,7 +27,9 @@ def find_files(source: str) -> list[Path]:
     """
     path = Path(source).expanduser()
     if not path.exists():
-        raise PolyditError(f"--model.init_weights {source}: there is no such file or folder; give a saved model")
+        raise PolyditError(
+            f"--model.init_weights {source}: there is no such file or folder; give a saved model"
+        )
     if path.is_file():
         if path.suffix != ".safetensors":
             raise PolyditError(f"--model.init_weights {source}: not a safetensors file; convert it first")
@@ -36,7 +38,9 @@ def find_files(source: str) -> list[Path]:
         files = sorted(folder.glob("*.safetensors"))
         if files:
             return files
-    raise PolyditError(f"--model.init_weights {source}: the folder holds no *.safetensors; give a saved model")
+    raise PolyditError(
+        f"--model.init_weights {source}: the folder holds no *.safetensors; give a saved model"
+    )
 
 
 def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
@@ -50,7 +54,9 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
         try:
             state.update(load_file(file))
         except (SafetensorError, OSError) as error:
-            raise PolyditError(f"{file}: cannot be read as safetensors ({error}); get the file again") from error
+            raise PolyditError(
+                f"{file}: cannot be read as safetensors ({error}); get the file again"
+            ) from error
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
@@ -62,5 +68,7 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
             )
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise PolyditError(f"--model.init_weights {source}: weight {name} holds NaN or infinity; use another file")
+            raise PolyditError(
+                f"--model.init_weights {source}: weight {name} holds NaN or infinity; use another file"
+            )
     return state

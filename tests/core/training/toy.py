@@ -25,7 +25,9 @@ class Squares(Dataset):
 
     def __init__(self, count: int, bad: int | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.pictures = torch.rand(count, 1, 1, 1, generator=generator).mul(2).sub(1).expand(-1, 1, 4, 4).clone()
+        self.pictures = (
+            torch.rand(count, 1, 1, 1, generator=generator).mul(2).sub(1).expand(-1, 1, 4, 4).clone()
+        )
         if bad is not None:
             self.pictures[bad] = float("nan")
 
@@ -39,13 +41,23 @@ class Squares(Dataset):
 class ToyData(LightningDataModule):
     """Data of the toy task."""
 
-    def __init__(self, batch_size: int = 4, count: int = 8, bad: int | None = None, held_out: int = 4, workers: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 4, count: int = 8, bad: int | None = None, held_out: int = 4, workers: int = 0
+    ) -> None:
         super().__init__()
-        self.batch_size, self.count, self.bad, self.held_out, self.workers = batch_size, count, bad, held_out, workers
+        self.batch_size, self.count, self.bad, self.held_out, self.workers = (
+            batch_size,
+            count,
+            bad,
+            held_out,
+            workers,
+        )
 
     def train_dataloader(self) -> DataLoader:
         data = Squares(self.count, self.bad)
-        return DataLoader(data, self.batch_size, shuffle=self.bad is None, drop_last=True, num_workers=self.workers)
+        return DataLoader(
+            data, self.batch_size, shuffle=self.bad is None, drop_last=True, num_workers=self.workers
+        )
 
     def val_dataloader(self) -> DataLoader | list:
         return DataLoader(Squares(self.held_out), self.batch_size) if self.held_out else []
