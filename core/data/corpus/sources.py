@@ -1,0 +1,117 @@
+"""Which Debian packages hold what, and which of them are reserved for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+__all__ = ["CATALOGUE", "RESERVED_CATALOGUES", "RESERVED_PACKAGES", "Source", "is_reserved", "source_for"]
+
+# Evaluation only: never trained on, whatever else is asked for. Names of packages, and of furniture catalogues.
+RESERVED_PACKAGES = ("lomiri-wallpapers-*", "opencv-doc")
+RESERVED_CATALOGUES = ("Scopia",)
+
+_PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.webp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to take from a package. Patterns are matched on the path inside the package (and inside archives there).
+
+    Attributes:
+        package: name of the Debian package.
+        photos: patterns of photographs and wallpapers.
+        real: those of `photos` that a camera made; the others are tagged ``artwork``. None: measured.
+        cutouts: patterns of pictures whose alpha channel is a mask.
+        meshes: whether furniture catalogues (.sh3f) in it are read.
+        skip: patterns to leave out.
+    """
+
+    package: str
+    photos: tuple[str, ...] = ()
+    real: tuple[str, ...] | None = None
+    cutouts: tuple[str, ...] = ()
+    meshes: bool = False
+    skip: tuple[str, ...] = ()
+
+    def kinds(self) -> set[str]:
+        """The kinds of material this source has."""
+        return {
+            kind
+            for kind, has in (("photos", self.photos), ("cutouts", self.cutouts), ("meshes", self.meshes))
+            if has
+        }
+
+
+# Reserved packages come first: where two packages hold the same picture, the first one keeps it.
+CATALOGUE: tuple[Source, ...] = (
+    Source("lomiri-wallpapers-16.04", photos=("*/backgrounds/*.jpg",), real=("*",), skip=("*umang*", "*analogpattern*")),
+    Source("lomiri-wallpapers-20.04", photos=("*/backgrounds/*.jpg",), real=("*Kleiber*", "*Infinite-Sea*")),
+    Source(
+        "opencv-doc",
+        photos=("*/examples/data/*", "*/examples/text/scenetext0*", "*/examples/hfs/data/*", "*/alphamat/input_images/*"),
+        real=("*.jpg", "*chicky*", "*rubberwhale*", "*graf*"),
+        # Calibration boards, masks, drawings, blurred shots, and one eye of each stereo pair.
+        skip=(
+            "*/left*", "*/right*", "*/pic?.png", "*aloeGT*", "*aloeR*", "*aero3*", "*basketball*", "*blob*", "*box*",
+            "*Blender*", "*cards*", "*chessboard*", "*defocus*", "*digits*", "*ela_original*", "*ellipses*",
+            "*gradient*", "*graf3*", "*imageText*", "*leuvenB*", "*motion*", "*ml.png", "*logo*", "*pca*",
+            "*rubberwhale2*", "*starry*",
+        ),
+    ),
+    Source("mate-backgrounds", photos=("*/backgrounds/mate/*",), real=("*/nature/*",), skip=("*Stripes*", "*logo*")),
+    Source("gnome-backgrounds", photos=("*/backgrounds/gnome/*",), real=()),
+    Source(
+        "plasma-workspace-wallpapers",
+        photos=("*/wallpapers/*/contents/images*/*",),
+        real=tuple(
+            f"*/{name}/*"
+            for name in (
+                "Autumn", "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf",
+                "Grey", "Kite", "OneStandsOut", "Path", "summer_1am",
+            )
+        ),
+    ),
+    Source("ukui-wallpapers", photos=("*/backgrounds/*",), real=()),
+    Source(
+        "lxqt-themes",
+        photos=("*/lxqt/wallpapers/*",),
+        real=tuple(
+            f"*/{name}.*"
+            for name in (
+                "Butterfly*", "Valendas", "after-the-rain", "appleflower", "beam", "butterfly", "cloud", "drop",
+                "flowers", "fog", "this-is-not-windows",
+            )
+        ),
+        skip=("*logo*", "*origami*"),
+    ),
+    Source("sway-backgrounds", photos=("*/backgrounds/sway/*",), real=()),
+    Source("tuxpaint-data", photos=("*/tuxpaint/templates/*.jpg",), real=("*",)),
+    Source("palapeli-data", photos=("*/palapeli/collection/*.jpg",), real=("*",)),
+    Source(
+        "gcompris-qt-data",
+        photos=(
+            "*/explore_monuments.rcc/*", "*/explore_world_animals.rcc/*", "*/explore_farm_animals.rcc/*",
+            "*/explore_world_music.rcc/*", "*/erase.rcc/*", "*/details.rcc/*", "*/clickgame.rcc/*",
+            "*/photo_hunter.rcc/*", "*/paintings.rcc/*",
+        ),
+        real=("*/explore_*", "*/erase.rcc/*", "*/clickgame.rcc/*"),
+        cutouts=("*/lang.rcc/*", "*/categorization.rcc/*", "*/memory*.rcc/*", "*/instruments.rcc/*", "*/details.rcc/*"),
+    ),
+    Source("tuxpaint-stamps-default", cutouts=("*/stamps/*",), skip=("*/symbols/alphabets/*", "*/symbols/math/*")),
+    Source("openclipart-png", cutouts=("*/openclipart/png/*",), skip=("*/shapes/*", "*/signs_and_symbols/flags/*")),
+    Source("sweethome3d-furniture", cutouts=("*.sh3f/*",), meshes=True),
+)
+
+
+def is_reserved(package: str, catalogue: str | None = None) -> bool:
+    """Whether a package, or a furniture catalogue in it, is for evaluation only."""
+    return catalogue in RESERVED_CATALOGUES or any(fnmatch(package, pattern) for pattern in RESERVED_PACKAGES)
+
+
+def source_for(package: str) -> Source:
+    """The catalogue's entry, or for an unknown package: every picture, sorted by what it looks like."""
+    for source in CATALOGUE:
+        if source.package == package:
+            return source
+    return Source(package, photos=_PICTURES, cutouts=_PICTURES, meshes=True)
