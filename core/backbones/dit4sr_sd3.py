@@ -227,11 +227,19 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
 
         Returns:
             The model in training mode, its base frozen.
+
+        Raises:
+            PolyditError: there is no SD3 transformer.
         """
         if not isinstance(source, SD3Transformer2DModel):
             if (Path(source) / "model_index.json").is_file():
                 kwargs.setdefault("subfolder", "transformer")
-            source = SD3Transformer2DModel.from_pretrained(source, **kwargs)
+            try:
+                source = SD3Transformer2DModel.from_pretrained(source, **kwargs)
+            except OSError as error:
+                raise PolyditError(
+                    f"{source}: no SD3 transformer in diffusers format ({str(error).splitlines()[0]})."
+                ) from error
         config = {k: v for k, v in source.config.items() if not k.startswith("_")}
         from accelerate import init_empty_weights
 

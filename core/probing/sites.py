@@ -48,8 +48,8 @@ class Site:
         name: as the user wrote it, with the number in place of ``*``.
         block: the block.
         module: the block itself, or its submodule.
-        branch: ``"attn"``, ``"mlp"`` (whatever the model calls them) or the submodule's own name; empty for the
-            block.
+        branch: ``"attn"``, ``"mlp"`` (whatever the model calls them) or the submodule's own name; empty for
+            the block.
         part: one of ``input``, ``gated``, ``q``, ``k``, ``v``, ``logits``, ``probs``; empty for the output.
         text: the text stream rather than the image stream.
     """

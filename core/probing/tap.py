@@ -238,7 +238,8 @@ def _output_hook(site: Site, visit: Visit) -> Callable[..., Any]:
 def _watch_gated(site: Site, visit: Visit) -> list[Any]:
     """Record gate times output; the gate is read where the block computes its modulation."""
     gates: list[Tensor] = []
-    unknown = f"site {site.name!r}: {type(site.block).__name__} has no adaLN gate that is known; read the value before it."
+    kind = type(site.block).__name__
+    unknown = f"site {site.name!r}: {kind} has no adaLN gate that is known; read the value before the gate."
 
     def native(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments

@@ -175,6 +175,14 @@ def test_start_from_sd3(tmp_path, call):
             assert not parameter.any()
     assert model(**call).sample.isfinite().all()
 
+    model.save_pretrained(tmp_path / "trained")
+    with torch.no_grad():
+        assert torch.equal(DiT4SR.from_pretrained(tmp_path / "trained")(**call).sample, model(**call).sample)
+    half = DiT4SR.from_sd3(tmp_path / "pipeline" / "transformer", torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    with pytest.raises(PolyditError, match="nowhere: no SD3 transformer"):
+        DiT4SR.from_sd3(tmp_path / "nowhere")
+
 
 @pytest.mark.parametrize("compat", ["published", "intended"])
 @torch.no_grad()
