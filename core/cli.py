@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from .. import __version__
 from .commands import Menu, Parser, add_options
 from .commands.failures import explain
-from .errors import PolyditError
 from .task import TaskSpec, find_task, find_tasks, resolve
 
 __all__ = ["main"]
@@ -31,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    if debug:  # wherever it stood; every parser takes it at the end
+        words = [*(word for word in words if word != "--debug"), "--debug"]
     try:
         code = _run(words)
         sys.stdout.flush()  # a reader that went away is noticed here, not at the interpreter's exit

@@ -31,7 +31,9 @@ VARIABLES = (
 
 def run(words: Sequence[str]) -> int:
     """Print the findings as a table, or as JSON with ``--json``."""
-    parser = Parser("polydit doctor", "Environment, versions, devices and codecs. Names of your folders are masked.")
+    parser = Parser(
+        "polydit doctor", "Environment, versions, devices and codecs. Names of your folders are masked."
+    )
     parser.add_argument("--json", action="store_true", help="for a bug report or a script")
     options = parser.parse_args(words)
     found = mask(examine())
@@ -137,7 +139,9 @@ def _picture_codecs() -> dict[str, Any]:
         from PIL import features
     except Exception as error:
         return {"pillow": f"cannot be imported: {type(error).__name__}: {error}"}
-    return {name: bool(features.check(name)) for name in ("jpg", "zlib", "libtiff", "webp", "avif", "littlecms2")}
+    return {
+        name: bool(features.check(name)) for name in ("jpg", "zlib", "libtiff", "webp", "avif", "littlecms2")
+    }
 
 
 def _video_codecs() -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-__all__ = ["PipelineIndex", "load", "read_index"]
+__all__ = ["PipelineIndex", "load", "locate", "read_index"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LIBRARIES = ("diffusers", "transformers")
@@ -57,14 +57,7 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         PolyditError: there is no such folder, it is something else than a pipeline of an installed task, files are
             missing or damaged, weights are pickled, do not fit the component, or hold NaN or infinity.
     """
-    index = read_index(_folder(source))
-    if task is not None and index.task.name != task:
-        raise PolyditError(
-            f"{index.folder}: these are weights of {index.task.name}, not of {task}; "
-            f"use `polydit {index.task.name}`, or other --weights"
-        )
-    for name in index.components:
-        _check_files(index.folder, name)
+    index = locate(source, task)
     pipeline_class = resolve(index.task.pipeline)
     try:
         pipeline = pipeline_class.from_pretrained(
@@ -82,6 +75,23 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         if _is_module(component):
             _check_weights(index.folder / name, name, component)
     return pipeline
+
+
+def locate(source: str | Path, task: str | None = None) -> PipelineIndex:
+    """Find a saved pipeline and check that it is complete, importing no torch.
+
+    Raises:
+        PolyditError: as `load`, for what can be seen without reading weights.
+    """
+    index = read_index(_folder(source))
+    if task is not None and index.task.name != task:
+        raise PolyditError(
+            f"{index.folder}: these are weights of {index.task.name}, not of {task}; "
+            f"use `polydit {index.task.name}`, or other --weights"
+        )
+    for name in index.components:
+        _check_files(index.folder, name)
+    return index
 
 
 def read_index(folder: Path) -> PipelineIndex:
@@ -137,7 +147,9 @@ def _download(repository: str) -> Path:
 
     try:
         # No pickles and no code, whatever else is there.
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise PolyditError(
@@ -153,7 +165,9 @@ def _describe_file(path: Path) -> str:
             f"`polydit <task> export --ckpt_path {path} --output DIR` writes one"
         )
     if path.suffix == ".safetensors":
-        return f"{path}: a single file of weights; give the pipeline's folder, or pass a LoRA file with --lora"
+        return (
+            f"{path}: a single file of weights; give the pipeline's folder, or pass a LoRA file with --lora"
+        )
     return f"{path}: a file, and a folder with a model_index.json is needed"
 
 

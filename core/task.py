@@ -1,7 +1,7 @@
 """What a task is to the command line: names, options and import paths, without importing any of them.
 
-Everything here is plain data and the standard library, so that ``polydit --help`` and ``predict --help`` answer at once.
-A task is found by its entry point in the group ``polydit.tasks``; tasks that other people publish are found the same way.
+Everything here is plain data and the standard library, so that ``polydit --help`` and ``predict --help`` answer at
+once. A task is found by its entry point in the group ``polydit.tasks``, and so are tasks that other people publish.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ def package_root(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     locations = list(spec.submodule_search_locations or ()) if spec is not None else []
     if not locations:
-        raise PolyditError(f"{package}: no such package is installed; install the distribution that the task comes in")
+        raise PolyditError(
+            f"{package}: no such package is installed; install the distribution that the task comes in"
+        )
     return Path(locations[0])
 
 
@@ -193,7 +195,9 @@ def resolve(path: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise PolyditError(f"{path}: there is no module {error.name}; is the task's distribution complete?") from error
+            raise PolyditError(
+                f"{path}: there is no module {error.name}; is the task's distribution complete?"
+            ) from error
         raise
     try:
         return getattr(module, attribute)
@@ -249,9 +253,13 @@ def _load(point: metadata.EntryPoint) -> TaskSpec | BrokenTask:
         task = point.load()
     except Exception as error:
         lines = str(error).strip().splitlines()
-        return BrokenTask(point.name, origin, f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+        return BrokenTask(
+            point.name, origin, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        )
     if not isinstance(task, TaskSpec):
         return BrokenTask(point.name, origin, f"{point.value} is a {type(task).__name__}, not a TaskSpec")
     if task.name != point.name:
-        return BrokenTask(point.name, origin, f"{point.value} calls itself {task.name!r}; the names must be equal")
+        return BrokenTask(
+            point.name, origin, f"{point.value} calls itself {task.name!r}; the names must be equal"
+        )
     return task

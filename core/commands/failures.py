@@ -26,9 +26,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, PolyditError):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return (
-            f"out of memory ({_first_line(error)}); use a smaller --tile or batch, --dtype bfloat16, or another --device"
-        )
+        return f"out of memory ({_first_line(error)}); use smaller tiles or batches, --dtype bfloat16 or another --device"
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:
@@ -74,7 +72,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # torch raises its own class on accelerators and a plain RuntimeError on the CPU; by name, so as not to import it.
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
+        and any(
+            words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+        )
     )
 
 

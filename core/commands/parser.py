@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
-        # Handled before any parser sees it; declared for the help.
+        # `main` looks at it too.
         self.add_argument("--debug", action="store_true", help="show the stack trace of a failure")
 
     def error(self, message: str) -> NoReturn:
@@ -99,16 +99,21 @@ class Menu:
         Raises:
             PolyditError: an option stands where a command must, or there is no such command.
         """
-        if not argv or argv[0] in ("-h", "--help"):
+        if not argv or argv[0] in ("-h", "--help", "--debug"):
             return None
         first, rest = argv[0], list(argv[1:])
         names = [name for _, rows in self.sections for name, _ in rows]
         if first.startswith("-"):
-            option, example = first.partition("=")[0], next((word for word in rest if word in names), names[-1])
+            option, example = (
+                first.partition("=")[0],
+                next((word for word in rest if word in names), names[-1]),
+            )
             if option == "--config" and "fit" in names:
                 value = first.partition("=")[2] or (rest[0] if rest and rest[0] not in names else "FILE")
                 example = example if example in ("fit", "validate", "test", "check") else "fit"
-                raise PolyditError(f"--config: options follow the command: {self.prog} {example} --config {value}")
+                raise PolyditError(
+                    f"--config: options follow the command: {self.prog} {example} --config {value}"
+                )
             raise PolyditError(f"{option}: options follow the command: {self.prog} {example} {option} ...")
         if first not in names:
             raise PolyditError(
@@ -127,7 +132,9 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
             continue
         metavar = option.metavar
         if metavar is None:
-            metavar = "{" + ",".join(map(str, option.choices)) + "}" if option.choices else _METAVARS[option.type]
+            metavar = (
+                "{" + ",".join(map(str, option.choices)) + "}" if option.choices else _METAVARS[option.type]
+            )
         parser.add_argument(
             option.flag,
             type=reader(option),

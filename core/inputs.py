@@ -1,0 +1,99 @@
+"""What ``--input`` comes to: files, folders and patterns as one list."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import PolyditError
+
+__all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs"]
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"),
+    "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
+}
+"""Endings of the files that are taken from a folder or a pattern, by kind."""
+
+
+@dataclass
+class Inputs:
+    """What ``--input`` came to.
+
+    Attributes:
+        files: what is to be done, in order, each once.
+        skipped: how many files of a folder or pattern were left out, by suffix.
+        clashes: files whose results would have the names of another one's, which is the value.
+    """
+
+    files: list[Path]
+    skipped: Counter[str] = field(default_factory=Counter)
+    clashes: dict[Path, Path] = field(default_factory=dict)
+
+
+def find_inputs(words: Sequence[str], kinds: Sequence[str]) -> Inputs:
+    """Expand files, folders and patterns.
+
+    A file that is named is taken whatever its suffix; from folders (without their subfolders) and patterns, only
+    those of the kinds. Hidden files are left out.
+
+    Args:
+        words: from the command line.
+        kinds: keys of `SUFFIXES`, or suffixes.
+
+    Raises:
+        PolyditError: a file does not exist, or a folder or pattern gives nothing.
+    """
+    suffixes = {suffix for kind in kinds for suffix in SUFFIXES.get(kind, (kind,))}
+    found: dict[Path, None] = {}  # a set that keeps the order
+    skipped: Counter[str] = Counter()
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_file():
+            found[path] = None
+            continue
+        if path.is_dir():
+            matches = sorted(path.iterdir())
+        elif glob.has_magic(word):
+            matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        else:
+            raise PolyditError(f"--input {word}: no such file or folder")
+        files = [match for match in matches if match.is_file() and not match.name.startswith(".")]
+        taken = [file for file in files if file.suffix.lower() in suffixes]
+        left = Counter(
+            file.suffix.lower() or "no suffix" for file in files if file.suffix.lower() not in suffixes
+        )
+        if not taken:
+            raise PolyditError(_nothing_found(word, path, kinds, suffixes, left))
+        skipped += left
+        found.update(dict.fromkeys(taken))
+    stems: dict[str, Path] = {}
+    clashes = {file: stems[file.stem] for file in found if stems.setdefault(file.stem, file) != file}
+    return Inputs(list(found), skipped, clashes)
+
+
+def _nothing_found(
+    word: str, path: Path, kinds: Sequence[str], suffixes: set[str], left: Counter[str]
+) -> str:
+    what = " or ".join(kinds)
+    if path.is_dir():
+        inside = f"{sum(left.values())} other files ({count_suffixes(left)})" if left else "no files"
+        deeper = any(
+            file.suffix.lower() in suffixes
+            for folder in path.iterdir()
+            if folder.is_dir()
+            for file in folder.iterdir()
+        )
+        hint = f"; its subfolders hold some, give '{word.rstrip('/')}/*/*'" if deeper else ""
+        return f"--input {word}: no {what} in this folder, {inside}{hint}; read are {', '.join(sorted(suffixes))}"
+    if left:
+        return f"--input {word}: no {what} matches, {count_suffixes(left)}; read are {', '.join(sorted(suffixes))}"
+    return f"--input {word}: the pattern matches no file; quote it, and look at the folder"
+
+
+def count_suffixes(counter: Counter[str]) -> str:
+    """``"3 .txt, 1 .pdf"``."""
+    return ", ".join(f"{number} {suffix}" for suffix, number in counter.most_common(5))

@@ -1,0 +1,338 @@
+"""``polydit <task> predict``: the loop over inputs that every task shares.
+
+The task gives ``predict_one(pipe, source, writer, options, generator) -> dict``, which handles one file and returns
+what it has to say for ``results.json``. Inputs, weights, devices, seeds, progress, what is kept, and failures are
+handled here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commands.failures import explain, is_disk_full
+from .commands.parser import Parser, add_options
+from .devices import check_device_name, choose_device, choose_dtype
+from .errors import PolyditError
+from .inputs import Inputs, count_suffixes, find_inputs
+from .task import Option, TaskSpec, resolve
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from .media import OutputWriter
+
+__all__ = ["predict", "predict_parser", "run"]
+
+CACHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "first-block": ("FirstBlockCacheConfig", {"threshold": 0.08}),
+    "taylor": ("TaylorSeerCacheConfig", {"cache_interval": 3, "disable_cache_before_step": 2}),
+}
+"""diffusers caches by the name on the command line: the class of the settings, and the settings."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+OPTIONS = (
+    Option(
+        "--weights",
+        "path",
+        None,
+        "folder or hub id of a saved pipeline; default: the small weights of the task",
+    ),
+    Option("--lora", "path", None, "LoRA file to add to the weights", metavar="FILE"),
+    Option("--lora-scale", "float", 1.0, "its strength; 0 is off"),
+    Option("--steps", "int", None, "denoising steps; default: what the weights were trained for", minimum=1),
+    Option("--seed", "int", 0, "start of the noise; the same number gives the same result", minimum=0),
+    Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
+    Option("--dtype", "str", "auto", "precision of the network", choices=DTYPES),
+    Option("--cache", "str", "none", "reuse of results between steps", choices=("none", *CACHES)),
+    Option("--overwrite", "bool", False, "replace results that are there already"),
+)
+
+
+def predict_parser(task: TaskSpec) -> Parser:
+    """The options of ``polydit <task> predict``."""
+    kinds = " or ".join(kind for kind in task.input_kinds if not kind.startswith(".")) or "file"
+    parser = Parser(
+        f"polydit {task.name} predict",
+        f"{task.summary} One result per {kinds}, and results.json with settings, seed and timings.",
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="file, folder, or pattern such as 'photos/*.jpg'",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add_options(parser, OPTIONS)
+    if task.predict_options:
+        add_options(parser.add_argument_group(task.name), task.predict_options)
+    return parser
+
+
+def run(task: TaskSpec, words: Sequence[str]) -> int:
+    """Parse and predict; the exit code."""
+    options = predict_parser(task).parse_args(words)
+    check_device_name(options.device)
+    return predict(task, options)
+
+
+def existing_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> list[Path]:
+    """What an earlier run left in the output folder for `source`."""
+    fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
+    fields["stem"] = glob.escape(source.stem)
+    patterns = [pattern.format_map(fields) for pattern in task.outputs]
+    folder: Path = options.output
+    return sorted(
+        {path for pattern in patterns for path in folder.glob(pattern) if path.name != "results.json"}
+    )
+
+
+def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], None] | None = None) -> int:
+    """Run `task` on every input; what ``polydit <task> predict`` does after parsing.
+
+    Args:
+        task: whose ``predict`` is called.
+        options: as `predict_parser` gives them.
+        note: where lines for the user go; standard error when ``None``.
+
+    Returns:
+        0, or 2 if some of several inputs failed.
+
+    Raises:
+        PolyditError: nothing could be done, or the only input failed.
+    """
+    say = note or _say
+    inputs = find_inputs(options.input, task.input_kinds)
+    for source in inputs.files:
+        if source.resolve().parent == options.output.expanduser().resolve():
+            raise PolyditError(
+                f"--output {options.output}: is the folder of {source.name}; choose another folder"
+            )
+    weights = options.weights or task.weights_folder()
+    if weights is None or (options.weights is None and not weights.is_dir()):
+        raise PolyditError(
+            f"--weights: {task.name} comes without weights in this installation ({weights}); "
+            f"train some with `polydit {task.name} fit`, or give a folder"
+        )
+    kept = (
+        {}
+        if options.overwrite
+        else {source: existing_results(task, source, options) for source in inputs.files}
+    )
+    todo = [source for source in inputs.files if not kept.get(source)]
+
+    from .media import OutputWriter
+
+    writer = OutputWriter(options.output, overwrite=options.overwrite)
+    earlier = _earlier_records(writer.path("results.json"))
+    records: dict[Path, dict[str, Any]] = {
+        source: {**earlier.get(str(source), {"input": str(source)}), "status": "kept"}
+        for source, files in kept.items()
+        if files
+    }
+    settings: dict[str, Any] = {"weights": str(weights)}
+    begin = time.perf_counter()
+    try:
+        if todo:
+            pipe = _load_pipeline(task, weights, options, settings, say)
+            settings["load_seconds"] = round(time.perf_counter() - begin, 3)
+            _run_all(task, pipe, todo, inputs, writer, options, records, say)
+    except KeyboardInterrupt:
+        settings["interrupted"] = True
+        raise
+    finally:
+        if todo and (records or len(inputs.files) > 1):
+            settings["seconds"] = round(time.perf_counter() - begin, 3)
+            report = _report(
+                task, options, settings, [records[file] for file in inputs.files if file in records]
+            )
+            if not is_disk_full(sys.exception()):
+                writer.json("results.json", report, overwrite=True)
+    return _summary(records, inputs, options, say)
+
+
+def _load_pipeline(
+    task: TaskSpec,
+    weights: Path,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> DiffusionPipeline:
+    """The pipeline, on its device, with LoRA and cache."""
+    from .load import load, locate
+
+    index = locate(str(weights), task.name)  # before anything that takes seconds to import
+    if options.lora is not None and not options.lora.is_file():
+        raise PolyditError(f"--lora {options.lora}: no such file")
+    _quiet()
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    pipe = load(index.folder, task=task.name, torch_dtype=dtype)
+    if options.lora is not None:
+        from .adapters import apply_lora
+
+        report = apply_lora(pipe.transformer, options.lora, options.lora_scale)
+        settings["lora_report"] = str(report)
+        say(f"{options.lora}: {report}")
+    pipe.to(device)
+    if options.cache != "none":
+        _enable_cache(pipe, options.cache)
+    settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    return pipe
+
+
+def _enable_cache(pipe: Any, name: str) -> None:
+    import diffusers
+
+    class_name, values = CACHES[name]
+    try:
+        pipe.transformer.enable_cache(getattr(diffusers, class_name)(**values))
+    except (AttributeError, ValueError) as error:
+        raise PolyditError(
+            f"--cache {name}: {type(pipe.transformer).__name__} does not take it "
+            f"({' '.join(str(error).split())[:160]}); "
+            "leave it out"
+        ) from error
+
+
+def _run_all(
+    task: TaskSpec,
+    pipe: DiffusionPipeline,
+    todo: list[Path],
+    inputs: Inputs,
+    writer: OutputWriter,
+    options: argparse.Namespace,
+    records: dict[Path, dict[str, Any]],
+    say: Callable[[str], None],
+) -> None:
+    import torch
+
+    predict_one = resolve(task.predict)
+    with _progress(len(todo)) as step:
+        for number, source in enumerate(todo):
+            step(number, 0, 1, source.name)
+
+            def within(done: int, total: int, number: int = number, name: str = source.name) -> None:
+                step(number, done, total, name)
+
+            options.progress = within  # a task that has something to count calls it
+            begin = time.perf_counter()
+            record: dict[str, Any] = {"input": str(source)}
+            try:
+                if source in inputs.clashes:
+                    raise PolyditError(
+                        f"{source}: its results would have the names of those of {inputs.clashes[source]}; "
+                        "run it into another --output"
+                    )
+                # A seed means the same for a file whatever else is in the folder.
+                generator = torch.Generator().manual_seed(options.seed)
+                made = predict_one(pipe, source, writer, options, generator)
+                record |= {"status": "done", **made, "seconds": round(time.perf_counter() - begin, 3)}
+            except Exception as error:
+                line = explain(error)
+                # Alone, with a wrong option, or without room, going on makes no sense; a defect should show.
+                if len(inputs.files) == 1 or options.debug or line is None or line.startswith("--"):
+                    raise
+                if is_disk_full(error):
+                    raise
+                record |= {"status": "failed", "error": line}
+                say(f"polydit: {line}")
+            records[source] = record
+            step(number + 1, 0, 1, source.name)
+
+
+def _earlier_records(file: Path) -> dict[str, dict[str, Any]]:
+    """Records of an earlier run into the same folder by input; nothing if they cannot be read."""
+    try:
+        return {record["input"]: record for record in json.loads(file.read_text(encoding="utf-8"))["inputs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _report(
+    task: TaskSpec, options: argparse.Namespace, settings: dict[str, Any], records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    import importlib.metadata
+
+    from .. import __version__
+
+    given = {
+        name: value for name, value in vars(options).items() if name not in ("debug", "progress", "overwrite")
+    }
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return {
+        "task": task.name,
+        "settings": {**given, **settings},
+        "versions": {
+            "polydit": __version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+        },
+        "inputs": records,
+    }
+
+
+def _summary(
+    records: dict[Path, dict[str, Any]],
+    inputs: Inputs,
+    options: argparse.Namespace,
+    say: Callable[[str], None],
+) -> int:
+    count = Counter(record["status"] for record in records.values())
+    parts = [f"{count['done']} done, in {options.output}"] if count["done"] else []
+    if count["kept"]:
+        parts.append(f"{count['kept']} kept as they were (--overwrite replaces them)")
+    if inputs.skipped:
+        parts.append(
+            f"{sum(inputs.skipped.values())} files of other kinds skipped ({count_suffixes(inputs.skipped)})"
+        )
+    if count["failed"]:
+        parts.append(
+            f"{count['failed']} of {len(inputs.files)} failed (see {options.output / 'results.json'})"
+        )
+    say("polydit: " + "; ".join(parts))
+    return 2 if count["failed"] else 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, int, int, str], None]]:
+    """A bar on standard error, where that is a terminal: inputs done, and the part of the present one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=total)
+
+        def step(number: int, done: int, parts: int, name: str) -> None:
+            where = f"{min(number + 1, total)}/{total} {name}"
+            progress.update(bar, completed=number + done / max(parts, 1), description=where)
+
+        yield step
+
+
+def _quiet() -> None:
+    """Keep the libraries' loading bars and remarks off the screen; what matters is checked and said by us."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the user reads
