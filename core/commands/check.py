@@ -28,8 +28,9 @@ def run_check(task: TaskSpec, words: Sequence[str]) -> int:
 
     import torch
 
-    from ..training.cli import parse
+    from ..training.cli import TaskCLI, quiet
 
+    quiet()
     problems: list[str] = []
     lines: list[str] = []
 
@@ -45,7 +46,7 @@ def run_check(task: TaskSpec, words: Sequence[str]) -> int:
             return None
 
     with torch.device("meta"):  # shapes without values: a model of any size fits
-        run = attempt(lambda: parse(task, "fit", arguments))
+        run = attempt(lambda: TaskCLI(task, "fit", arguments))
     if run is not None:
         lines += _describe_model(run.model)
         for stage in ("fit", "validate"):

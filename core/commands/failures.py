@@ -26,7 +26,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, PolyditError):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return f"out of memory ({_first_line(error)}); use smaller tiles or batches, --dtype bfloat16 or another --device"
+        return f"out of memory ({_first_line(error)}); use smaller tiles or batches or another --device"
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:

@@ -63,6 +63,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         text = action.help or ""
         if action.required or action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
             return text
+        if "default:" in text:
+            return text
         return f"{text} (default: %(default)s)"
 
 

@@ -16,21 +16,11 @@ __all__ = ["find_config", "run_export", "run_lightning"]
 def run_lightning(task: TaskSpec, subcommand: str, words: Sequence[str]) -> int:
     """Hand over to Lightning's command line, with the config file found by its name too."""
     words = [word for word in words if word != "--debug"]
-    helping = any(
-        word in ("-h", "--help") or word.endswith(".help") or word.startswith("--print_") for word in words
-    )
-    named = False
     for number, word in enumerate(words):
         if word in ("--config", "-c") and number + 1 < len(words):
             words[number + 1] = str(find_config(task, words[number + 1]))
-            named = True
         elif word.startswith("--config="):
             words[number] = f"--config={find_config(task, word.partition('=')[2])}"
-            named = True
-    if not named and not helping:
-        if task.default_config is None:
-            raise PolyditError(f"--config: required, {task.name} has no default config")
-        words = ["--config", str(find_config(task, task.default_config)), *words]
     from ..training.cli import run
 
     run(task, cast(Literal["fit", "validate", "test"], subcommand), words)
