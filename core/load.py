@@ -48,7 +48,7 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
     Args:
         source: folder written by ``fit``, ``export`` or ``save_pretrained``, or a hub id such as ``"name/model"``.
         task: refuse pipelines of another task than this one, ``"super-resolution"``.
-        **kwargs: passed on to ``DiffusionPipeline.from_pretrained``, for example ``torch_dtype``.
+        **kwargs: passed on to ``DiffusionPipeline.from_pretrained``, for example ``dtype``.
 
     Returns:
         The pipeline, on the CPU.
@@ -59,6 +59,15 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
     """
     index = locate(source, task)
     pipeline_class = resolve(index.task.pipeline)
+    for part, (library, class_name) in index.components.items():
+        # diffusers takes other classes than its own only from modules that the caller imported. `read_index` has
+        # refused every import path outside PolyDiT and the installed tasks.
+        try:
+            resolve(f"{library}:{class_name}")
+        except PolyditError as error:
+            raise PolyditError(
+                f"{index.folder}: {part} is a {class_name} of {library}, which this version does not have ({error})"
+            ) from error
     try:
         pipeline = pipeline_class.from_pretrained(
             str(index.folder),

@@ -151,7 +151,7 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
         settings["interrupted"] = True
         raise
     finally:
-        if todo and (records or len(inputs.files) > 1):
+        if any(source in records for source in todo):
             settings["seconds"] = round(time.perf_counter() - begin, 3)
             report = _report(
                 task, options, settings, [records[file] for file in inputs.files if file in records]
@@ -177,7 +177,7 @@ def _load_pipeline(
     _quiet()
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    pipe = load(index.folder, task=task.name, torch_dtype=dtype)
+    pipe = load(index.folder, task=task.name, dtype=dtype)
     if options.lora is not None:
         from .adapters import apply_lora
 
