@@ -11,14 +11,12 @@ from pathlib import Path
 
 from ...errors import PolyditError
 from .debian import Deb, candidate_version, download, licence_of
-from .gather import Candidate, distinct, gather
+from .gather import SAME_PHOTO_BITS, Candidate, distinct, gather
 from .manifest import SPLITS, Record, load_manifest, save_manifest, split_of, write_atomically
 from .pictures import near_duplicate
 from .sources import CATALOGUE, source_for
 
 __all__ = ["build_corpus"]
-
-_SAME_PICTURE_BITS = {"photos": 26, "cutouts": 0}
 
 
 def build_corpus(
@@ -151,24 +149,23 @@ def _store(
     if copyright_text:
         write_atomically(output / "licences" / f"{deb.package}.txt", copyright_text.encode())
     added = 0
+    exact = {(r.kind, r.fingerprint or r.sha256): r for r in records}
+    photos = [r for r in records if r.kind == "photos"]
     for candidate in kept:
-        rivals = [r for r in records if r.kind == candidate.kind and _same(candidate, r)]
-        if rivals and (not candidate.reserved or any(r.split == "reserved" for r in rivals)):
+        rival = exact.get((candidate.kind, candidate.identity))
+        if rival is None and candidate.kind == "photos":
+            index = near_duplicate(candidate.fingerprint, [r.fingerprint for r in photos], SAME_PHOTO_BITS)
+            rival = None if index is None else photos[index]
+        if rival is not None:
             duplicates += 1
-            continue
-        # A reserved picture drives its look-alikes out of the training material.
-        records = _remove(output, records, rivals)
-        duplicates += len(rivals)
+            if not candidate.reserved or rival.split == "reserved":
+                continue
+            # A reserved picture drives its look-alike out of the training material.
+            records = _remove(output, records, [rival])
+            photos = [r for r in photos if r is not rival]
         records.append(_write(output, deb, candidate, copyright_text))
         added += 1
     return records, f"{added} files, {duplicates} duplicates dropped"
-
-
-def _same(candidate: Candidate, record: Record) -> bool:
-    if candidate.kind == "meshes":
-        return hashlib.sha256(next(iter(candidate.files.values()))).hexdigest() == record.sha256
-    bits = _SAME_PICTURE_BITS[candidate.kind]
-    return near_duplicate(candidate.fingerprint, [record.fingerprint], bits) is not None
 
 
 def _write(output: Path, deb: Deb, candidate: Candidate, copyright_text: str) -> Record:

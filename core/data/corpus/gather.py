@@ -26,12 +26,14 @@ from .pictures import (
 )
 from .sources import Source, is_reserved
 
-__all__ = ["Candidate", "Harvest", "distinct", "gather"]
+__all__ = ["SAME_PHOTO_BITS", "Candidate", "Harvest", "distinct", "gather"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FURNITURE = ".sh3f/"
 _PHOTO_PIXELS, _PHOTO_SIDE, _CUTOUT_SIDE = 150_000, 200, 96
 _RESERVED_PIXELS = 90_000
+# Two photographs are one when their fingerprints differ in at most a tenth of the 256 bits.
+SAME_PHOTO_BITS = 26
 
 
 @dataclass
@@ -51,6 +53,11 @@ class Candidate:
     detail: float = 0.0
     fingerprint: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """What two equal files of a kind share: the fingerprint, or for a mesh the hash of the OBJ file."""
+        return self.fingerprint or hashlib.sha256(next(iter(self.files.values()))).hexdigest()
 
 
 @dataclass
@@ -205,23 +212,17 @@ def distinct(candidates: list[Candidate]) -> tuple[list[Candidate], int]:
         the kept candidates in the order of their paths, and how many were dropped.
     """
     kept: list[Candidate] = []
-    for kind, bits in (("photos", 26), ("cutouts", 0)):
-        groups: set[str] = set()
-        prints: list[str] = []
-        mine = [c for c in candidates if c.kind == kind]
-        for candidate in sorted(mine, key=lambda c: (not c.reserved, -c.pixels, c.source)):
-            if kind == "photos" and candidate.group in groups:
-                continue
-            if near_duplicate(candidate.fingerprint, prints, bits) is not None:
+    groups: set[str] = set()
+    prints: list[str] = []
+    exact: set[tuple[str, str]] = set()
+    for candidate in sorted(candidates, key=lambda c: (not c.reserved, -c.pixels, c.source)):
+        if candidate.kind == "photos":
+            if candidate.group in groups or near_duplicate(candidate.fingerprint, prints, SAME_PHOTO_BITS) is not None:
                 continue
             groups.add(candidate.group)
             prints.append(candidate.fingerprint)
-            kept.append(candidate)
-    contents: set[bytes] = set()
-    models = [c for c in candidates if c.kind == "meshes"]
-    for candidate in sorted(models, key=lambda c: (not c.reserved, c.source)):
-        digest = hashlib.sha256(next(iter(candidate.files.values()))).digest()
-        if digest not in contents:
-            contents.add(digest)
-            kept.append(candidate)
+        elif (candidate.kind, candidate.identity) in exact:
+            continue
+        exact.add((candidate.kind, candidate.identity))
+        kept.append(candidate)
     return sorted(kept, key=lambda c: c.source), len(candidates) - len(kept)

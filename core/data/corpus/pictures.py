@@ -112,10 +112,7 @@ def look(image: Image.Image) -> Picture:
 def near_duplicate(fingerprint: str, others: list[str], bits: int) -> int | None:
     """Index of the first of `others` that differs in at most `bits` of 256 bits, or None."""
     mine = int(fingerprint, 16)
-    for index, other in enumerate(others):
-        if (mine ^ int(other, 16)).bit_count() <= bits:
-            return index
-    return None
+    return next((i for i, other in enumerate(others) if (mine ^ int(other, 16)).bit_count() <= bits), None)
 
 
 def encode_photo(picture: Picture, data: bytes, max_side: int) -> tuple[bytes, str, tuple[int, int]]:
