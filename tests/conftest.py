@@ -59,7 +59,9 @@ def dummy_weights(eighth_task: Path, tmp_path_factory: pytest.TempPathFactory) -
 def polydit() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command in a process of its own: ``polydit("list", env={...}, cwd=...)``."""
 
-    def run(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: object, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "polydit.core.cli", *map(str, words)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},

@@ -21,5 +21,9 @@ TASK = TaskSpec(
     ),
     input_kinds=("image",),
     outputs=("{stem}.png",),
-    commands=(Command("greet", "Say hello.", "polydit_dummy.pipeline:greet", (Option("name", "str", None, "to whom"),)),),
+    commands=(
+        Command(
+            "greet", "Say hello.", "polydit_dummy.pipeline:greet", (Option("name", "str", None, "to whom"),)
+        ),
+    ),
 )
