@@ -296,6 +296,7 @@ class DiscretePath(VariancePreserving):
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         self._log_alpha = 0.5 * F.pad(torch.log1p(-betas).cumsum(0), (1, 0))
+        self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # copies of it, where they are used
 
     def time_of_index(self, index: Tensor | int) -> Tensor:
         """Project time of a table index."""
@@ -308,21 +309,28 @@ class DiscretePath(VariancePreserving):
     def log_alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         position = self._position(t)
         low = position.floor().clamp(max=self.steps - 1)
-        table = self._log_alpha.to(t.dtype).to(t.device)
+        table = self._table(t)
         start, end = table[low.long()], table[low.long() + 1]
         return torch.lerp(start, end, position - low)
 
     def d_log_alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         high = self._position(t).ceil().long().clamp(min=1)
-        table = self._log_alpha.to(t.dtype).to(t.device)
+        table = self._table(t)
         return (table[high] - table[high - 1]) * self.steps
 
     def time_at_log_alpha(self, log_alpha: Tensor) -> Tensor:  # noqa: D102
-        table = -self._log_alpha.to(log_alpha.dtype).to(log_alpha.device)
+        table = -self._table(log_alpha)
         value = -log_alpha.contiguous()
         high = torch.searchsorted(table, value).clamp(1, self.steps)
         fraction = (value - table[high - 1]) / (table[high] - table[high - 1])
         return ((high - 1 + fraction) / self.steps).clamp(0, 1)
+
+    def _table(self, like: Tensor) -> Tensor:
+        key = (like.dtype, like.device)
+        if key not in self._tables:
+            # First the precision: some devices have no float64.
+            self._tables[key] = self._log_alpha.to(like.dtype).to(like.device)
+        return self._tables[key]
 
     def _position(self, t: Tensor) -> Tensor:
         position = (t * self.steps).clamp(0, self.steps)

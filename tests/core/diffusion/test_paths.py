@@ -142,6 +142,18 @@ def test_every_discrete_index_survives_float32_time():
     torch.testing.assert_close(path.alpha(t).double(), path.alphas_cumprod.sqrt(), rtol=1e-5, atol=0)
 
 
+def test_slope_at_an_index_belongs_to_the_step_that_leads_there():
+    path = DiscretePath()
+    slope = path.d_log_alpha(path.time_of_index(torch.arange(1000)))  # through float32 time
+    torch.testing.assert_close(slope.double(), 500 * torch.log1p(-path.betas), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("path", [VPPath(), DiscretePath()], ids=lambda p: p.name)
+def test_little_noise_keeps_its_digits_in_float32(path):
+    t = torch.tensor([1e-5, 1e-4, 1e-3], dtype=torch.float64)
+    torch.testing.assert_close(path.sigma(t.float()).double(), path.sigma(t), rtol=1e-5, atol=0)
+
+
 def test_discrete_time_is_uniform_over_indices(generator):
     draws = TimeConvention(scale=10, discrete=True).model_timestep(torch.rand(100_000, generator=generator))
     torch.testing.assert_close(torch.bincount(draws) / 1e5, torch.full((10,), 0.1), rtol=0, atol=5e-3)
