@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .lora import (
     adapter_names,
+    adapter_weights,
     bake,
     count_trainable,
     grow_rank,
@@ -20,6 +21,7 @@ __all__ = [
     "LoadReport",
     "LoraOptions",
     "adapter_names",
+    "adapter_weights",
     "apply_lora",
     "bake",
     "count_trainable",

@@ -16,6 +16,7 @@ from .targets import choose, resolve_targets
 
 __all__ = [
     "adapter_names",
+    "adapter_weights",
     "bake",
     "count_trainable",
     "grow_rank",
@@ -51,7 +52,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 def add_adapter(model: nn.Module, config: Any, adapter: str) -> None:
-    """peft's injection in place, with the flag that diffusers models keep about it."""
+    """Inject by peft, in place, with the flag that diffusers models keep about it."""
     from peft import inject_adapter_in_model
 
     if adapter in adapter_names(model):
@@ -122,6 +123,22 @@ def _by_name(names: Sequence[str], pattern: Mapping[str, Any], option: str) -> d
 def count_trainable(model: nn.Module) -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def training_scale(layer: Any, adapter: str) -> float:
+    """The scale by definition, whatever strength the adapter is set to at the moment."""
+    rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    return alpha / rank**0.5 if layer.use_rslora.get(adapter, False) else alpha / rank
+
+
+def adapter_weights(model: nn.Module) -> dict[str, float]:
+    """The active adapters and their strengths."""
+    weights: dict[str, float] = {}
+    for _, layer in lora_layers(model):
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weights[name] = layer.scaling[name] / training_scale(layer, name)
+    return weights
 
 
 def set_adapter_weights(model: nn.Module, weights: Mapping[str, float]) -> None:

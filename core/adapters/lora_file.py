@@ -22,7 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import PolyditError
-from .lora import INITIAL, add_adapter, adapter_names, delta, exactly, lora_layers, set_adapter_weights
+from .lora import (
+    INITIAL,
+    adapter_names,
+    adapter_weights,
+    add_adapter,
+    delta,
+    exactly,
+    lora_layers,
+    set_adapter_weights,
+    training_scale,
+)
 from .targets import adaptable_modules
 
 __all__ = [
@@ -112,12 +122,6 @@ def lora_state_dict(
     return state
 
 
-def training_scale(layer: Any, adapter: str) -> float:
-    """The scale by definition, whatever strength the adapter is set to at the moment."""
-    rank, alpha = layer.r[adapter], layer.lora_alpha[adapter]
-    return alpha / rank**0.5 if layer.use_rslora.get(adapter, False) else alpha / rank
-
-
 def save_lora(
     model: nn.Module,
     path: str | Path,
@@ -196,7 +200,7 @@ def read_lora(path: str | Path) -> tuple[dict[str, LoraModule], list[str], list[
         ) from error
     parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
     unexpected = []
-    for key, value in tensors.items():
+    for key, value in sorted(tensors.items()):
         match = SUFFIX.search(key)
         if match is None:
             unexpected.append(key)
@@ -292,7 +296,7 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, adapter: s
     from peft import LoraConfig
 
     modules, report = match_modules(path, model, scale)
-    others = {name: 1.0 for name in adapter_names(model)}
+    others = adapter_weights(model)
     frozen = {name: p.requires_grad for name, p in model.named_parameters()}
     config = LoraConfig(
         r=max(part.a.shape[0] for part in modules.values()),

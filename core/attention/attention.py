@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .rotary import apply_rotary
 from .window import window_attention
 
-__all__ = ["Attention", "CrossAttention", "KeyValueHook", "attend"]
+__all__ = ["Attention", "CrossAttention", "KeyValueHook", "RMSNorm", "attend"]
 
 KeyValueHook = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Receives the keys and values (B, H, N, d) of a layer and returns those that the queries will see."""
@@ -44,12 +44,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm that stays on the fused kernel under autocast, where the gain is wider than the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_qk_norm(kind: str | None, head_dim: int) -> nn.Module:
     """The norm on each head's queries and keys: ``None``, ``"rms"`` (eps 1e-6) or ``"layer"`` (eps 1e-5)."""
     if kind is None:
         return nn.Identity()
     if kind == "rms":
-        return nn.RMSNorm(head_dim, eps=1e-6)
+        return RMSNorm(head_dim, eps=1e-6)
     if kind == "layer":
         return nn.LayerNorm(head_dim, eps=1e-5)
     raise ValueError(f"qk_norm is {kind!r}; choose from None, 'rms', 'layer'")

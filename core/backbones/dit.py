@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..attention import Attention, CrossAttention
-from ..attention.attention import KeyValueHook
+from ..attention.attention import KeyValueHook, RMSNorm
 from ..attention.masks import grid_coordinates
 from ..attention.rotary import RotaryEmbed, rotary_axes_dim
 from .embedding import LabelEmbed, PatchEmbed, TimestepEmbed, sincos_table, unpatchify
@@ -35,12 +35,18 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 
 
 def make_norm(kind: str, hidden_size: int) -> nn.Module:
-    """``"layer"``: no affine, eps 1e-6 (DiT). ``"rms"``: a learned gain, eps 1e-6 (LightningDiT)."""
+    """The norm before each modulation.
+
+    ``"layer"``: no affine, eps 1e-6 (DiT). ``"rms"``: a learned gain, eps 1e-6 (LightningDiT). ``"none"``: keeps the
+    amplitude of the tokens, which restoration in pixel space needs (EDSR, arXiv 1707.02921, drops its norms for it).
+    """
     if kind == "layer":
         return nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
     if kind == "rms":
-        return nn.RMSNorm(hidden_size, eps=1e-6)
-    raise ValueError(f"norm is {kind!r}; choose 'layer' or 'rms'")
+        return RMSNorm(hidden_size, eps=1e-6)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"norm is {kind!r}; choose 'layer', 'rms' or 'none'")
 
 
 class MLP(nn.Module):
@@ -119,6 +125,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.window_size = tuple(window_size) if window_size is not None else None
         self.modulation_shift = modulation_shift
+        self.width = hidden_size
         vectors = 6 if modulation_shift else 4
         self.norm1 = make_norm(norm, hidden_size)
         self.attn = Attention(hidden_size, num_heads, qk_norm)
@@ -225,7 +232,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         class_dropout_prob: probability of the null class in training; above 0 it adds a row to the table.
         context_dim: width of the text or feature tokens for cross-attention, or None.
         pooled_projection_dim: width of one extra vector that joins the timestep embedding, or None.
-        norm: ``"layer"`` or ``"rms"``.
+        norm: ``"layer"``, ``"rms"`` or ``"none"``, see :func:`make_norm`.
         mlp: ``"gelu_tanh"``, ``"gelu"`` or ``"swiglu"``.
         position: ``"sincos"``, ``"rope"``, ``"sincos+rope"`` or ``"none"``.
         rope_axes_dim: channels of each head per axis; default an even split.
@@ -237,6 +244,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         keep_sigma: False returns the first half of those channels only (SiT, LightningDiT).
         conv_kernel: size of the depthwise convolution on the MLP's hidden map; 0 is none.
         window_size: attention window in tokens, one number or one per axis; None is global attention.
+        gate_init: where the gates of the blocks start. 0, as published, makes every block the identity; a positive
+            value lets a small model that is trained from scratch learn from its first step.
         global_every: with windows, every n-th block (counted from 1) attends globally; 0 is none.
     """
 
@@ -246,8 +255,6 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     _skip_layerwise_casting_patterns = ["patch_embed", "pos_embed", "time_embed", "norm"]
     _cp_plan = CONTEXT_PARALLEL_PLAN
     _tp_plan = TENSOR_PARALLEL_PLAN
-
-    block_class: type[DiTBlock] = DiTBlock
 
     @register_to_config
     def __init__(
@@ -276,6 +283,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         conv_kernel: int = 0,
         window_size: int | list[int] | None = None,
         global_every: int = 0,
+        gate_init: float = 0.0,
     ) -> None:
         super().__init__()
         if position not in ("sincos", "rope", "sincos+rope", "none"):
@@ -311,7 +319,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             nn.Linear(hidden_size, vectors * hidden_size) if modulation == "adaln_single" else None
         )
         self.blocks = nn.ModuleList(
-            self.block_class(
+            self.build_block(
                 hidden_size,
                 num_heads,
                 mlp_ratio=mlp_ratio,
@@ -330,6 +338,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self.final_layer = FinalLayer(hidden_size, math.prod(self.patch_size), self.out_channels, norm)
         self.gradient_checkpointing = False
         self.initialize_weights()
+
+    def build_block(self, hidden_size: int, num_heads: int, **options: Any) -> DiTBlock:
+        """One block; a variant returns its own kind."""
+        return DiTBlock(hidden_size, num_heads, **options)
 
     def initialize_weights(self) -> None:
         """The initialisation of DiT; one reason per line."""
@@ -355,6 +367,10 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         """Zero what would keep the block from being the identity."""
         if block.modulation is not None:
             nn.init.zeros_(block.modulation.weight)  # zero gates: the identity
+        if self.config.gate_init:
+            vectors = block.table if block.table is not None else block.modulation.bias.unflatten(0, (-1, block.width))
+            with torch.no_grad():
+                vectors[[2, 5] if block.modulation_shift else [1, 3]] = self.config.gate_init
         if block.cross_attn is not None:
             nn.init.zeros_(block.cross_attn.proj.weight)  # cross-attention has no gate
         if block.mlp.conv is not None:

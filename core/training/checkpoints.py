@@ -80,6 +80,10 @@ class Checkpoints(Checkpoint):
             signal.signal(number, handler)
         self._handlers.clear()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back: after an interrupt Lightning does not tear down, and leaves Ctrl-C ignored."""
+        self.teardown(trainer, pl_module, "fit")
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None:
             raise KeyboardInterrupt
@@ -105,7 +109,10 @@ class Checkpoints(Checkpoint):
         if self.every_minutes is not None:
             late = time.monotonic() - self._saved_time >= 60 * self.every_minutes
             due = due or trainer.strategy.broadcast(late)
-        if due and trainer.global_step != self._saved_step:
+        # The end of the run is written here and not in on_train_end: there, Lightning has counted the epoch as done,
+        # and a run that is prolonged would not find its place in the data.
+        due = due or trainer.should_stop or self._is_end(trainer)
+        if due and trainer.global_step != self._saved_step and not trainer.fast_dev_run:
             self.save(trainer, self.last)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -125,13 +132,14 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self._saved_step:
             self.save(trainer, self.last)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The end of the run is always written."""
-        if not trainer.fast_dev_run and trainer.global_step != self._saved_step:
-            self.save(trainer, self.last)
+    @staticmethod
+    def _is_end(trainer: Trainer) -> bool:
+        last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        return by_steps or (last_epoch and trainer.is_last_batch)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if trainer.strategy.broadcast(self._stop) is not None:
+        if trainer.strategy.broadcast(self._stop) is not None and not trainer.fast_dev_run:
             self.save(trainer, self.last)
             raise Interrupted
 

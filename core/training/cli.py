@@ -113,17 +113,27 @@ class TaskCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build model and data; the trainer comes later, when the run's folder is known."""
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            build = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
+            self.config_init = build(self.config)
         except ValueError as error:  # what constructors raise about their arguments
             raise PolyditError(f"config: {one_line(str(error), (), self.parser.prog)}") from error
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
 
+    def dumped_config(self) -> str:
+        """The whole resolved config as YAML, what is null included."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the option was renamed; older versions know the old name only
+            try:
+                return self.parser.dump(self.config, skip_none=False)
+            except TypeError:
+                return self.parser.dump(self.config, skip_unset=False)
+
     def plain_config(self) -> dict[str, Any]:
         """The whole resolved config as plain values."""
         import yaml
 
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        return yaml.safe_load(self.dumped_config())
 
 
 def option_keys(parser: LightningArgumentParser) -> list[str]:
@@ -233,7 +243,7 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
     )
     if trainer.is_global_zero and not trainer.fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+        write_text(folder / "config.yaml", cli.dumped_config())
         total = sum(p.numel() for p in module.backbone.parameters())
         say(f"run folder: {folder}\n{total:,} parameters, {count_trainable(module):,} of them trained")
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from ..diffusion.objective import Objective, ObjectiveOutput
 from ..errors import PolyditError
 from .ema import EmaOptions
 from .guard import FiniteGuard, describe_batch
+from .resume import collect, restore
 from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
 from .weights import is_on_meta, read_weights
 
@@ -75,6 +78,7 @@ class DiffusionModule(LightningModule):
         self.batch_samples = 0
         self._held_out = 0
         self._total_steps: float | None = None
+        self._random_states: dict[str, Any] | None = None
         self._prepared = False
         self._guard = FiniteGuard()
         if autoencoder is not None:
@@ -233,11 +237,40 @@ class DiffusionModule(LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
+    def on_validation_model_zero_grad(self) -> None:
+        """The first hook of a validation: from here to its end nothing may move the random states of training."""
+        super().on_validation_model_zero_grad()
+        self._random_states = collect()
+
+    def on_validation_end(self) -> None:
+        """Counterpart of :meth:`on_validation_model_zero_grad`."""
+        if self._random_states is not None:
+            restore(self._random_states)
+            self._random_states = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, also under bfloat16 with a fused optimiser, which Lightning refuses for the sake of float16."""
+        plugin = self.trainer.precision_plugin
+        if not gradient_clip_val or not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            plugin.clip_grad_by_value(optimizer, gradient_clip_val)
+        else:
+            plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
+
     # -- optimiser -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the schedule, by optimiser step."""
-        optimizer = build_optimizer(self, self.optimizer_options)
+        options = self.optimizer_options
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            options = replace(options, fused=False)  # the fused one unscales by itself, too late for clipping
+        optimizer = build_optimizer(self, options)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(self.optimizer_options, step, self.progress(step))
         )

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-__all__ = ["RandomState", "ResumableSampler"]
+__all__ = ["RandomState", "ResumableSampler", "collect", "restore", "resumable_loader"]
 
 
 class RandomState(Callback):
@@ -73,12 +73,12 @@ def restore(states: dict[str, Any]) -> None:
 class ResumableSampler(DistributedSampler):
     """Samples of a map-style data set in an order that depends on seed and epoch only, from where a run stopped.
 
-    Build it in ``train_dataloader`` of a data module: ``DataLoader(data, batch_size, sampler=ResumableSampler(data,
-    self.trainer, batch_size))``. Under several processes each takes its own share.
+    Epoch and place follow from the number of batches that the run has read, which its checkpoint holds. Under several
+    processes each takes its own share.
 
     Args:
         data: The data set.
-        trainer: Its loops know the place of a resumed run; None starts at the beginning, alone.
+        trainer: Of the run; None starts at the beginning, alone.
         batch_size: Of the loader.
         shuffle: False keeps the order of the data set.
         seed: Of the order.
@@ -87,7 +87,7 @@ class ResumableSampler(DistributedSampler):
 
     def __init__(
         self,
-        data: Dataset,
+        data: Dataset[Any],
         trainer: Trainer | None,
         batch_size: int,
         shuffle: bool = True,
@@ -96,17 +96,45 @@ class ResumableSampler(DistributedSampler):
     ) -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         super().__init__(data, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed, drop_last=False)
-        self._skip = 0
-        if trainer is not None:
-            batches = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
-            limit = trainer.limit_train_batches
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            # Workers read ahead before Lightning sets the epoch, so a resumed one must be known here.
-            done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-            self.epoch, left = divmod(done, batches) if batches else (0, 0)
-            self._skip = left * batch_size
+        self.trainer = trainer
+        self.batch_size = batch_size
+        batches = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+        limit = 1.0 if trainer is None else trainer.limit_train_batches
+        self.batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: Lightning counts an epoch that a step or time limit cut short as a whole one."""
 
     def __iter__(self) -> Iterator[int]:
-        """The samples of this process in this epoch; after a resume, those that are left of it."""
-        skip, self._skip = self._skip, 0
-        return iter(list(super().__iter__())[skip:])
+        """The samples of this process that are left in this epoch."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer is not None else 0
+        self.epoch, read = divmod(done, self.batches) if self.batches else (0, 0)
+        return iter(list(super().__iter__())[read * self.batch_size :])
+
+
+def resumable_loader(
+    data: Dataset[Any],
+    trainer: Trainer | None,
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_last: bool = True,
+    **options: Any,
+) -> DataLoader[Any]:
+    """A training loader that goes on where a run stopped; for ``train_dataloader`` of a data module.
+
+    Args:
+        data: A map-style data set. What it draws at random should depend on the sample's number, not on the state of
+            its worker, if a resumed run is to see the same.
+        trainer: ``self.trainer`` of the data module.
+        batch_size: Samples in a batch of one process.
+        shuffle: Another order in each epoch.
+        seed: Of the order.
+        drop_last: Drop an incomplete last batch.
+        options: Further ones of :class:`torch.utils.data.DataLoader`.
+    """
+    sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last)
+    # Its own generator: a loader without one draws from the global state whenever an epoch begins.
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last, generator=generator, **options)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import PolyditError
+from .checkpoints import read_checkpoint
 
 __all__ = ["is_on_meta", "read_weights"]
 
@@ -32,7 +33,9 @@ def find_files(source: str) -> list[Path]:
         )
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise PolyditError(f"--model.init_weights {source}: not a safetensors file; convert it first")
+            raise PolyditError(
+                f"--model.init_weights {source}: neither safetensors nor a .ckpt of fit; convert it first"
+            )
         return [path]
     for folder in (path, path / "transformer", path / "backbone"):
         files = sorted(folder.glob("*.safetensors"))
@@ -50,13 +53,17 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
         PolyditError: it is missing, unreadable, of another model, or not finite.
     """
     state: dict[str, Tensor] = {}
-    for file in find_files(source):
-        try:
-            state.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise PolyditError(
-                f"{file}: cannot be read as safetensors ({error}); get the file again"
-            ) from error
+    if source.endswith(".ckpt"):  # of another run: the average of its weights
+        trained = read_checkpoint(source)["state_dict"]
+        state = {name.removeprefix("backbone."): v for name, v in trained.items() if name.startswith("backbone.")}
+    else:
+        for file in find_files(source):
+            try:
+                state.update(load_file(file))
+            except (SafetensorError, OSError) as error:
+                raise PolyditError(
+                    f"{file}: cannot be read as safetensors ({error}); get the file again"
+                ) from error
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)

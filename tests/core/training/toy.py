@@ -1,4 +1,4 @@
-"""A task outside the package, small enough to train in a second: it paints squares of one grey."""
+"""A task outside the package, small enough to train in a second: it paints small grey squares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from polydit.core.backbones import DiT
 from polydit.core.task import TaskSpec
 from polydit.core.training import DiffusionModule
+from polydit.core.training.resume import resumable_loader
 
 
 class ToyPipeline(DiffusionPipeline):
@@ -42,22 +43,23 @@ class ToyData(LightningDataModule):
     """Data of the toy task."""
 
     def __init__(
-        self, batch_size: int = 4, count: int = 8, bad: int | None = None, held_out: int = 4, workers: int = 0
+        self,
+        batch_size: int = 4,
+        count: int = 8,
+        bad: int | None = None,
+        held_out: int = 4,
+        workers: int = 0,
+        resumable: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_size, self.count, self.bad, self.held_out, self.workers = (
-            batch_size,
-            count,
-            bad,
-            held_out,
-            workers,
-        )
+        self.batch_size, self.count, self.bad = batch_size, count, bad
+        self.held_out, self.workers, self.resumable = held_out, workers, resumable
 
     def train_dataloader(self) -> DataLoader:
         data = Squares(self.count, self.bad)
-        return DataLoader(
-            data, self.batch_size, shuffle=self.bad is None, drop_last=True, num_workers=self.workers
-        )
+        if self.resumable:
+            return resumable_loader(data, self.trainer, self.batch_size, num_workers=self.workers)
+        return DataLoader(data, self.batch_size, self.bad is None, drop_last=True, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader | list:
         return DataLoader(Squares(self.held_out), self.batch_size) if self.held_out else []

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch import LightningDataModule
-from polydit.core.errors import PolyditError
-from polydit.core.training import DiffusionModule
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from polydit.core.errors import PolyditError
+from polydit.core.training import DiffusionModule
 
 from .pipeline import DuskPipeline
 

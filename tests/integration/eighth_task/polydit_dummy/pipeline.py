@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, UnidentifiedImageError
+
 from polydit.core.errors import PolyditError
 
 
