@@ -1,0 +1,58 @@
+"""What is measured, each metric with its published protocol.
+
+Functions of two pictures: `psnr`, `ssim`, `ms_ssim`, `gmsd`. Networks with the user's weights: `LPIPS`,
+`DISTS`. Over a data set: `PictureMean` of any of these, `FrechetDistance` (FID) and `KernelDistance` (KID) on
+any features, `InceptionFeatures` among them. A metric whose weights are missing raises `MissingWeightsError`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .dists import DISTS
+from .gmsd import gmsd
+from .inception import InceptionFeatures
+from .lpips import LPIPS
+from .pictures import levels, luma
+from .psnr import psnr
+from .ssim import ms_ssim, ssim
+from .weights import MissingWeightsError
+
+if TYPE_CHECKING:
+    from .average import PictureMean
+    from .frechet import FrechetDistance, frechet_distance
+    from .kernel import KernelDistance, kernel_distance
+
+__all__ = [
+    "DISTS",
+    "LPIPS",
+    "FrechetDistance",
+    "InceptionFeatures",
+    "KernelDistance",
+    "MissingWeightsError",
+    "PictureMean",
+    "frechet_distance",
+    "gmsd",
+    "kernel_distance",
+    "levels",
+    "luma",
+    "ms_ssim",
+    "psnr",
+    "ssim",
+]
+
+# torchmetrics takes two seconds to import; whoever only wants a PSNR does not wait for it.
+_NEED_TORCHMETRICS = {
+    "PictureMean": "average",
+    "FrechetDistance": "frechet",
+    "frechet_distance": "frechet",
+    "KernelDistance": "kernel",
+    "kernel_distance": "kernel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCHMETRICS:
+        return getattr(import_module(f".{_NEED_TORCHMETRICS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
