@@ -13,7 +13,7 @@ from .errors import PolyditError
 __all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs"]
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"),
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
 }
 """Endings of the files that are taken from a folder or a pattern, by kind."""

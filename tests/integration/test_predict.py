@@ -1,0 +1,262 @@
+"""The loop of ``predict``, with a task from outside the repository that does next to nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from polydit.core.adapters import LoraOptions, inject, save_lora
+from polydit.core.backbones import DiT
+from polydit.core.cli import main
+from polydit.core.load import load
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.jpg", "c.PNG")):
+        Image.new("RGB", (6, 4), (200, 100, 40 * number)).save(folder / name, format="PNG")
+    return folder
+
+
+@pytest.fixture
+def run(dummy_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """``run(input, ..., "--seed", 1)`` gives the exit code and the lines on standard error."""
+
+    def call(*words: object, weights: object = dummy_weights) -> tuple[int, list[str]]:
+        code = main(
+            [
+                "dummy",
+                "predict",
+                "--output",
+                str(tmp_path / "out"),
+                "--weights",
+                str(weights),
+                *map(str, words),
+            ]
+        )
+        return code, capsys.readouterr().err.strip().splitlines()
+
+    return call
+
+
+def results(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+
+
+def test_a_folder_gives_one_result_each_and_a_record(run: Any, photos: Path, tmp_path: Path):
+    (photos / "notes.txt").write_text("no picture")
+    (photos / ".hidden.png").write_bytes(b"")
+    code, lines = run("--input", photos, "--seed", 7)
+    assert code == 0
+    assert lines == [f"polydit: 3 done, in {tmp_path / 'out'}; 1 files of other kinds skipped (1 .txt)"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "c.png", "results.json"}
+    assert Image.open(tmp_path / "out/a.png").getpixel((0, 0)) == (100, 50, 0)
+    report = results(tmp_path)
+    assert report["task"] == "dummy"
+    assert report["settings"]["seed"] == 7
+    assert report["settings"]["device"] == "cpu"
+    assert report["settings"]["dtype"] == "float32"
+    assert report["settings"]["amount"] == 0.5
+    assert report["versions"]["torch"] == torch.__version__
+    assert [record["status"] for record in report["inputs"]] == ["done"] * 3
+    assert all(record["seconds"] >= 0 for record in report["inputs"])
+
+
+def test_a_seed_means_the_same_for_a_file_alone_or_in_a_folder(run: Any, photos: Path, tmp_path: Path):
+    run("--input", photos, "--seed", 3)
+    together = {record["input"]: record["noise"] for record in results(tmp_path)["inputs"]}
+    run("--input", photos / "b.jpg", "--seed", 3, "--overwrite")
+    assert results(tmp_path)["inputs"][0]["noise"] == together[str(photos / "b.jpg")]
+    run("--input", photos / "b.jpg", "--seed", 4, "--overwrite")
+    assert results(tmp_path)["inputs"][0]["noise"] != together[str(photos / "b.jpg")]
+
+
+def test_results_are_kept_unless_overwrite(run: Any, photos: Path, tmp_path: Path):
+    run("--input", photos / "a.png")
+    written = (tmp_path / "out/a.png").stat().st_mtime_ns
+    code, lines = run("--input", photos, "--amount", 0.25)
+    assert code == 0
+    assert "2 done" in lines[-1]
+    assert "1 kept as they were (--overwrite replaces them)" in lines[-1]
+    assert (tmp_path / "out/a.png").stat().st_mtime_ns == written
+    statuses = {Path(record["input"]).stem: record["status"] for record in results(tmp_path)["inputs"]}
+    assert statuses == {"a": "kept", "b": "done", "c": "done"}
+    assert "noise" in results(tmp_path)["inputs"][0]  # the record of the run that made it
+    code, lines = run("--input", photos, "--amount", 0.25, "--overwrite")
+    assert "3 done" in lines[-1]
+    assert Image.open(tmp_path / "out/a.png").getpixel((0, 0)) == (50, 25, 0)
+
+
+def test_one_bad_file_among_several_is_told_and_the_others_go_on(run: Any, photos: Path, tmp_path: Path):
+    (photos / "b.jpg").write_bytes(b"")
+    code, lines = run("--input", photos)
+    assert code == 2
+    assert lines[0] == f"polydit: {photos / 'b.jpg'}: not a picture"
+    assert "2 done" in lines[-1]
+    assert "1 of 3 failed" in lines[-1]
+    records = {Path(record["input"]).stem: record for record in results(tmp_path)["inputs"]}
+    assert records["b"] == {
+        "input": str(photos / "b.jpg"),
+        "status": "failed",
+        "error": f"{photos / 'b.jpg'}: not a picture",
+    }
+    assert (tmp_path / "out/c.png").is_file()
+
+
+def test_a_bad_file_alone_is_the_error(run: Any, photos: Path, tmp_path: Path):
+    (photos / "b.jpg").write_bytes(b"")
+    code, lines = run("--input", photos / "b.jpg")
+    assert code == 2
+    assert lines == [f"polydit: error: {photos / 'b.jpg'}: not a picture"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_equal_stems_do_not_write_over_each_other(run: Any, photos: Path, tmp_path: Path):
+    Image.new("RGB", (2, 2)).save(photos / "a.webp")
+    code, lines = run("--input", photos)
+    assert code == 2
+    assert lines[0].startswith(f"polydit: {photos / 'a.webp'}: its results would have the names of those of")
+    assert Image.open(tmp_path / "out/a.png").size == (6, 4)
+
+
+def test_ctrl_c_keeps_what_is_complete_and_nothing_else(run: Any, photos: Path, tmp_path: Path):
+    code, lines = run("--input", photos, "--fail-at", "b")
+    assert code == 130
+    assert lines == ["polydit: interrupted"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "results.json"}
+    report = results(tmp_path)
+    assert report["settings"]["interrupted"] is True
+    assert [record["status"] for record in report["inputs"]] == ["done"]
+    code, lines = run("--input", photos)
+    assert code == 0
+    assert "2 done" in lines[-1]
+
+
+def test_a_full_disk_ends_the_run(run: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", refuse)
+    code, lines = run("--input", photos)
+    assert code == 2
+    assert lines == [
+        f"polydit: error: {tmp_path / 'out/a.png'}: the disk is full; free space or choose another --output"
+    ]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_folder_of_the_inputs_is_no_place_for_results(
+    photos: Path, dummy_weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        "dummy",
+        "predict",
+        "--input",
+        photos,
+        "--output",
+        photos,
+        "--weights",
+        dummy_weights,
+        "--overwrite",
+    ]
+    assert main(list(map(str, words))) == 2
+    assert f"--output {photos}: is the folder of a.png" in capsys.readouterr().err
+    assert Image.open(photos / "a.png").getpixel((0, 0)) == (200, 100, 0)
+
+
+def test_lora_changes_the_weights_in_use_and_says_how_much_matched(
+    run: Any, photos: Path, dummy_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    transformer = load(dummy_weights).transformer
+    inject(transformer, LoraOptions(rank=2))
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    lora = save_lora(transformer, tmp_path / "l.safetensors")
+    before = (dummy_weights / "transformer/diffusion_pytorch_model.safetensors").read_bytes()
+    pipes = []
+    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.to", lambda self, *_: pipes.append(self) or self)
+    code, lines = run("--input", photos / "a.png", "--lora", lora, "--lora-scale", 0.5)
+    assert code == 0, lines
+    assert "keys matched, scale 0.5" in lines[0]
+    assert results(tmp_path)["settings"]["lora_report"] in lines[0]
+    plain = load(dummy_weights).transformer.state_dict()
+    changed = [
+        name for name, value in pipes[0].transformer.state_dict().items() if not value.equal(plain[name])
+    ]
+    assert changed
+    assert (dummy_weights / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["first-block", "taylor"])
+def test_a_cache_is_on_while_the_task_runs(
+    run: Any, photos: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    pipes = []
+    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.to", lambda self, *_: pipes.append(self) or self)
+    code, lines = run("--input", photos / "a.png", "--cache", name)
+    assert code == 0, lines
+    assert pipes[0].transformer.is_cache_enabled
+    hooked = [
+        part for part, module in pipes[0].transformer.named_modules() if hasattr(module, "_diffusers_hook")
+    ]
+    assert any(part.startswith("blocks.") for part in hooked), "enabled, and hooks nothing"
+
+
+def test_missing_lora_and_absent_device_are_named(run: Any, photos: Path):
+    assert run("--input", photos, "--lora", "gone.safetensors") == (
+        2,
+        ["polydit: error: --lora gone.safetensors: no such file"],
+    )
+    if not torch.cuda.is_available():
+        code, lines = run("--input", photos, "--device", "cuda:3")
+        assert code == 2
+        assert lines[0].startswith("polydit: error: --device cuda:3: not on this machine")
+        assert "there is cpu" in lines[0]
+
+
+def test_weights_of_another_task_are_refused_before_anything_is_loaded(
+    photos: Path, dummy_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        "super-resolution",
+        "predict",
+        "--input",
+        photos,
+        "--output",
+        tmp_path / "o",
+        "--weights",
+        dummy_weights,
+    ]
+    assert main(list(map(str, words))) == 2
+    assert f"{dummy_weights}: these are weights of dummy, not of super-resolution" in capsys.readouterr().err
+
+
+def test_a_task_without_weights_says_how_to_get_some(
+    eighth_task: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["dummy", "predict", "--input", str(photos), "--output", str(tmp_path / "o")]) == 2
+    assert "--weights: dummy comes without weights in this installation" in capsys.readouterr().err
+
+
+def test_nan_in_the_weights_is_refused(run: Any, photos: Path, tmp_path: Path, eighth_task: Path):
+    from polydit_dummy.pipeline import DuskPipeline
+
+    transformer = DiT(input_size=4, patch_size=2, in_channels=3, hidden_size=16, depth=1, num_heads=2)
+    with torch.no_grad():
+        next(iter(transformer.blocks.parameters())).view(-1)[0] = np.nan
+    DuskPipeline(transformer).save_pretrained(tmp_path / "nan")
+    code, lines = run("--input", photos, weights=tmp_path / "nan")
+    assert code == 2
+    assert "diffusion_pytorch_model.safetensors: weight blocks.0" in lines[0]
+    assert "holds NaN or infinity" in lines[0]
