@@ -55,7 +55,9 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     if source.endswith(".ckpt"):  # of another run: the average of its weights
         trained = read_checkpoint(source)["state_dict"]
-        state = {name.removeprefix("backbone."): v for name, v in trained.items() if name.startswith("backbone.")}
+        state = {
+            name.removeprefix("backbone."): v for name, v in trained.items() if name.startswith("backbone.")
+        }
     else:
         for file in find_files(source):
             try:
