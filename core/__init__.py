@@ -1,1 +1,4 @@
-"""The shared core: backbones, autoencoders, conditioning, diffusion, training, data, metrics, media. It knows no task by name."""
+"""The shared core: backbones, autoencoders, conditioning, diffusion, training, data, metrics, media.
+
+It knows no task by name.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..task import TaskSpec
@@ -50,9 +51,9 @@ def run_check(task: TaskSpec, words: Sequence[str]) -> int:
     if run is not None:
         lines += _describe_model(run.model)
         for stage in ("fit", "validate"):
-            attempt(lambda stage=stage: _set_up(run.datamodule, stage))
+            attempt(partial(_set_up, run.datamodule, stage))
         for name, loader in (("train", "train_dataloader"), ("validation", "val_dataloader")):
-            line = attempt(lambda name=name, loader=loader: _describe_data(run.datamodule, name, loader))
+            line = attempt(partial(_describe_data, run.datamodule, name, loader))
             if line:
                 lines.append(line)
     print(f"config: {config}")

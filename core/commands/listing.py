@@ -48,9 +48,9 @@ def run_list(words: Sequence[str]) -> int:
     console.print("\nweights at hand:" if weights else "\nno weights at hand", style="bold")
     for name, line in weights:
         console.print(f"  {escape(name)}: {escape(line)}", soft_wrap=True)
-    for task in broken:
+    for failed in broken:
         console.print(
-            f"{escape(task.name)}: cannot be loaded from {escape(task.origin)}: {escape(task.reason)}",
+            f"{escape(failed.name)}: cannot be loaded from {escape(failed.origin)}: {escape(failed.reason)}",
             style="red",
             soft_wrap=True,
         )

@@ -124,7 +124,7 @@ class Menu:
         return first, rest
 
 
-def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+def add_options(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
     """Declare `options` on `parser`."""
     for option in options:
         if option.type == "bool":
