@@ -1,0 +1,78 @@
+"""Condition by concatenated channels: the patch embedding gets new input columns that start at zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["INPUT_LAYERS", "find_input_layer", "widen_input"]
+
+# Where the models keep the layer that reads their input, first match wins.
+INPUT_LAYERS: tuple[str, ...] = (
+    "patch_embed.proj",  # our DiT, SANA
+    "pos_embed.proj",  # diffusers' DiT, PixArt, SD3
+    "patch_embedding",  # Wan
+    "x_embedder",  # FLUX
+    "img_in",  # Qwen-Image
+    "proj_in",  # LTX-Video
+    "conv_in",  # UNets
+)
+
+
+def find_input_layer(model: nn.Module) -> str:
+    """Name of the linear or convolutional layer that reads the model's input."""
+    names = dict(model.named_modules())
+    for name in INPUT_LAYERS:
+        if isinstance(names.get(name), (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            return name
+    raise ValueError(f"{type(model).__name__} has none of the known input layers {', '.join(INPUT_LAYERS)}")
+
+
+def widen_input(model: nn.Module, extra_channels: int, layer: str | None = None) -> nn.Module:
+    """Let a model read ``extra_channels`` more input channels, in place.
+
+    The new weights are zero: until they are trained the model's output does not depend on the new channels
+    and equals the original's exactly.
+
+    Args:
+        model: our DiT, a diffusers transformer or UNet.
+        extra_channels: channels of the condition, concatenated behind the input's own.
+        layer: name of the input layer when it is none of :data:`INPUT_LAYERS`.
+
+    Returns:
+        The same model; its ``config.in_channels`` says the new number.
+    """
+    name = layer or find_input_layer(model)
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    old = getattr(parent, child)
+    weight = old.weight
+    zeros = torch.zeros(weight.shape[0], extra_channels, *weight.shape[2:], dtype=weight.dtype, device=weight.device)
+    options: dict[str, Any] = {"bias": old.bias is not None, "device": weight.device, "dtype": weight.dtype}
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features + extra_channels, old.out_features, **options)
+    else:
+        new = type(old)(
+            old.in_channels + extra_channels,
+            old.out_channels,
+            old.kernel_size,
+            stride=old.stride,
+            padding=old.padding,
+            **options,
+        )
+    with torch.no_grad():
+        new.weight.copy_(torch.cat([weight, zeros], dim=1))
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    new.requires_grad_(weight.requires_grad)
+    setattr(parent, child, new)
+    if hasattr(model, "register_to_config") and "in_channels" in model.config:
+        # The output keeps its width: without this a model built again from its config would widen it too.
+        out = model.config.get("out_channels") or model.config.in_channels
+        changes = {"in_channels": model.config.in_channels + extra_channels}
+        if "out_channels" in model.config:
+            changes["out_channels"] = out
+        model.register_to_config(**changes)
+    return model

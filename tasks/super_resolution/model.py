@@ -1,0 +1,111 @@
+"""The LightningModule of super-resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ...core.autoencoders import as_autoencoder
+from ...core.diffusion import Objective, make_scheduler
+from ...core.diffusion.objective import ObjectiveOutput
+from ...core.training import DiffusionModule
+from .formulation import Formulation, upsample
+from .losses import gradient_loss
+
+__all__ = ["SuperResolution"]
+
+
+class SuperResolution(DiffusionModule):
+    """Restore a picture from its enlarged low-resolution version.
+
+    Args:
+        backbone: a ``StreamDiT``, or a ``DiT`` whose input has the channels of the latents and of the condition.
+        objective: as in :class:`DiffusionModule`.
+        autoencoder: None for pixel space.
+        conditioning: ``"stream"`` or ``"channels"``, see :class:`Formulation`.
+        residual_scale: see :class:`Formulation`.
+        scales: factors to train; the data module draws them. With several, the backbone needs as many classes.
+        signal_gain: see :class:`Formulation`.
+        gradient_weight: weight of the loss on edges of the predicted picture (pixel space).
+        **kwargs: of :class:`DiffusionModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective | None = None,
+        autoencoder: nn.Module | None = None,
+        conditioning: str = "stream",
+        residual_scale: float | None = None,
+        scales: list[int] = [4],  # noqa: B006 - read only; the parser shows it
+        signal_gain: bool = False,
+        gradient_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
+        self.formulation = Formulation(conditioning, residual_scale, tuple(scales), signal_gain)
+        self.gradient_weight = gradient_weight
+
+    @property
+    def space(self) -> Any:
+        """Pixels or the autoencoder."""
+        return as_autoencoder(self.autoencoder)
+
+    def target(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Clean latents of the high-resolution picture, or its residual over the enlarged one."""
+        return self.formulation.target(batch["high"], self._enlarged(batch), self.space)
+
+    def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The enlarged picture in the space of the latents, and the factor as class label."""
+        enlarged = self._enlarged(batch)
+        labels = self.formulation.labels(batch["scale"], len(enlarged), enlarged.device)
+        return {"condition": self.formulation.condition(enlarged, self.space), "labels": labels}
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """See :meth:`Formulation.predict`."""
+        return self.formulation.predict(
+            self.backbone, x_t, timestep, condition["condition"], condition["labels"], self.objective
+        )
+
+    def extra_losses(self, batch: Mapping[str, Tensor], output: ObjectiveOutput) -> dict[str, Tensor]:
+        """The edge loss, where it is asked for."""
+        if not self.gradient_weight:
+            return {}
+        enlarged = self._enlarged(batch)
+        restored = self.formulation.finish(output.x0, enlarged, self.space)
+        return {"gradient": self.gradient_weight * gradient_loss(restored, batch["high"])}
+
+    def build_pipeline(self) -> DiffusionPipeline:
+        """The pipeline over this backbone."""
+        from .pipeline import SuperResolutionPipeline
+
+        return SuperResolutionPipeline(
+            transformer=self.backbone,
+            scheduler=make_scheduler("euler", self.objective),
+            vae=self.space.component,
+            formulation=self.formulation.config(),
+            parameterization=self.objective.config(),
+        )
+
+    def pictures(
+        self, pipeline: DiffusionPipeline, batch: Mapping[str, Tensor], generator: torch.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """Enlarged, restored and true picture of the first samples of the batch."""
+        panels = []
+        for low, high, scale in list(zip(batch["low_picture"], batch["high"], batch["scale"], strict=True))[:4]:
+            result = pipeline(low[None], scale=int(scale), generator=generator, output_type="pt").images[0]
+            named = {"bicubic": upsample(low[None], int(scale))[0], "restored": result, "original": high}
+            panels.append({name: _to_uint8(picture) for name, picture in named.items()})
+        return panels
+
+    def _enlarged(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["enlarged"]
+
+
+def _to_uint8(picture: Tensor) -> np.ndarray:
+    return ((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
