@@ -89,12 +89,11 @@ def comparison_sheet(
         for box, colour in zip(boxes, _frame_colours(len(boxes)), strict=True):
             ratio = panel_width / size[0]
             frame = [box.left, box.top, box.left + box.width, box.top + box.height]
-            corners = [round(edge * ratio) for edge in frame]
-            draw.rectangle(
-                (left + corners[0], top + corners[1], left + corners[2] - 1, top + corners[3] - 1),
-                outline=colour,
-                width=2,
-            )
+            x0, y0, x1, y1 = (round(edge * ratio) for edge in frame)
+            x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)  # a small detail of a large picture
+            # a white line around it: some colour of the picture is always close to the frame's
+            draw.rectangle((left + x0 - 1, top + y0 - 1, left + x1, top + y1), outline="white")
+            draw.rectangle((left + x0, top + y0, left + x1 - 1, top + y1 - 1), outline=colour, width=2)
         top += panel_height + _MARGIN
         for box, inset_height, colour in zip(boxes, inset_heights, _frame_colours(len(boxes)), strict=True):
             inset = _detail(picture, box, size).resize((panel_width, inset_height), Image.Resampling.NEAREST)
