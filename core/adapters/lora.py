@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "unmerge",
 ]
 
+PEFT_FLAG = "_hf_peft_config_loaded"
 INITIAL = "lora_initial"
 """Name of the attribute of a LoRA layer that keeps the factors taken out of its base weight, by adapter."""
 
@@ -59,9 +61,11 @@ def add_adapter(model: nn.Module, config: Any, adapter: str) -> None:
         raise PolyditError(
             f"adapter {adapter!r}: the model has one of that name; choose another name or unload it"
         )
-    inject_adapter_in_model(config, model, adapter)
-    if hasattr(model, "_hf_peft_config_loaded"):
-        model._hf_peft_config_loaded = True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(config, model, adapter)
+    if hasattr(model, PEFT_FLAG):
+        setattr(model, PEFT_FLAG, True)
 
 
 def inject(model: nn.Module, options: LoraOptions, adapter: str = "default") -> list[str]:
@@ -187,8 +191,8 @@ def unload(model: nn.Module) -> None:
         setattr(parent, name.rpartition(".")[2], base)
     if hasattr(model, "peft_config"):
         del model.peft_config
-    if hasattr(model, "_hf_peft_config_loaded"):
-        model._hf_peft_config_loaded = False
+    if hasattr(model, PEFT_FLAG):
+        setattr(model, PEFT_FLAG, False)
 
 
 def bake(model: nn.Module) -> None:

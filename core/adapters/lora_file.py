@@ -252,6 +252,13 @@ def header_scales(header: Mapping[str, str]) -> Any:
     return scale
 
 
+def base_weight(module: nn.Module) -> Tensor:
+    """The weight under an adapter, or of a module without one."""
+    weight = getattr(module, "base_layer", module).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def match_modules(
     path: str | Path, model: nn.Module, scale: float
 ) -> tuple[dict[str, LoraModule], LoadReport]:
@@ -267,7 +274,7 @@ def match_modules(
             f"{', '.join(strangers[:3])}; use the weights it was trained on"
         )
     for name, part in modules.items():
-        weight = getattr(have[name], "base_layer", have[name]).weight
+        weight = base_weight(have[name])
         if (part.b.shape[0], *part.a.shape[1:]) != tuple(weight.shape) or part.b.shape[1] != part.a.shape[0]:
             raise PolyditError(
                 f"{path}: {name} is made for a weight of {[part.b.shape[0], *part.a.shape[1:]]}, the model has "
@@ -329,7 +336,7 @@ def apply_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> LoadRe
     modules, report = match_modules(path, model, scale)
     have = adaptable_modules(model)
     for name, part in modules.items():
-        weight = getattr(have[name], "base_layer", have[name]).weight
+        weight = base_weight(have[name])
         change = scale * part.scale * delta(part.a.float(), part.b.float()).to(weight.device)
         updated = weight.float() + change
         if part.magnitude is not None:  # DoRA: the direction, times the learned length of each output's row

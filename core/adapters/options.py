@@ -23,9 +23,9 @@ class LoraOptions:
         dropout: On the input of A, in training.
         use_dora: Learn direction and magnitude apart (DoRA, arXiv 2402.09353).
         use_rslora: ``s = alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732).
-        init: ``default`` (Kaiming A, zero B), ``gaussian``, ``pissa`` (arXiv 2404.02948), ``pissa_niter_4`` (its fast
-            form) or ``olora`` (arXiv 2406.01775). The last three start from the weights themselves; they are exported as
-            a plain LoRA of twice the rank.
+        init: ``default`` (Kaiming A, zero B), ``gaussian``, ``pissa`` (arXiv 2404.02948), ``pissa_niter_4`` (its
+            fast form) or ``olora`` (arXiv 2406.01775). The last three start from the weights themselves; they are
+            exported as a plain LoRA of twice the rank.
         rank_pattern: Rank of modules by name ending or expression.
         alpha_pattern: Alpha likewise.
         lr_ratio: Learning rate of B over that of A (LoRA+, arXiv 2402.12354; 4 to 16 are usual).
@@ -49,7 +49,7 @@ class LoraOptions:
             name == "pissa" and iterations.isdigit()
         ):
             raise PolyditError(
-                f"model.adapter.init: {self.init!r} is not known; choose default, gaussian, pissa, pissa_niter_4 or olora"
+                f"model.adapter.init: unknown {self.init!r}; choose default, gaussian, pissa, pissa_niter_4 or olora"
             )
         if self.rank < 1 or any(r < 1 for r in self.rank_pattern.values()):
             raise PolyditError(

@@ -76,13 +76,13 @@ class Checkpoints(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
+        self.give_signals_back()
+
+    def give_signals_back(self) -> None:
+        """Restore the handlers that were there; after an interrupt Lightning does not, and leaves Ctrl-C ignored."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back: after an interrupt Lightning does not tear down, and leaves Ctrl-C ignored."""
-        self.teardown(trainer, pl_module, "fit")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop is not None:
@@ -196,7 +196,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise PolyditError(f"--ckpt_path {path}: there is no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
+    except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise PolyditError(f"{path}: holds more than tensors and could run code; refused") from error
         raise PolyditError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -256,6 +256,8 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         else:
             say("interrupted before the first checkpoint; nothing is kept")
         raise SystemExit(130) from error
+    finally:
+        saver.give_signals_back()
     if trainer.fast_dev_run:
         return
     if saver.validated_step != trainer.global_step and trainer.val_dataloaders:
@@ -278,7 +280,7 @@ def export_end(spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder
     """Write the pipeline, or the LoRA file, and the command that uses it."""
     from .export import export
 
-    what = "lora" if module.adapter_options is not None else "pipeline"
+    what: Literal["lora", "pipeline"] = "lora" if module.adapter_options is not None else "pipeline"
     path = export(
         spec,
         checkpoint,

@@ -55,8 +55,8 @@ def one_line(message: str, keys: Iterable[str], command: str) -> str:
         return f"config key {key}: unknown" + (suggestion(key, keys) or f"; see `{command} --help`")
     place = PARSER_KEY.findall(text)
     key = place[0] if place else ""
-    if match := list(UNKNOWN_SETTING.finditer(text))[-1:]:
-        path, name = match[0]["path"], match[0]["key"]
+    if settings := list(UNKNOWN_SETTING.finditer(text)):
+        path, name = settings[-1]["path"], settings[-1]["key"]
         where = f"{key}.{name}" if path.endswith("Options") else f"{key}.init_args.{name}"
         return f"config key {where}: {path} has no setting {name!r}" + (
             suggestion(name, parameters(path)) or f"; it has {', '.join(sorted(parameters(path))[:8])}"

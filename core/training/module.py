@@ -19,8 +19,8 @@ from ..diffusion.objective import Objective, ObjectiveOutput
 from ..errors import PolyditError
 from .ema import EmaOptions
 from .guard import FiniteGuard, describe_batch
-from .resume import collect, restore
 from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
+from .resume import collect, restore
 from .weights import is_on_meta, read_weights
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class DiffusionModule(LightningModule):
         if self.compile_blocks:
             # In place: the names in the state dict stay what they are.
             if getattr(self.backbone, "_repeated_blocks", None):
-                self.backbone.compile_repeated_blocks()
+                self.backbone.compile_repeated_blocks()  # type: ignore[operator]
             else:
                 self.backbone.compile()
 

@@ -80,7 +80,9 @@ def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim
         fused = all(
             p.device.type in ("cuda", "cpu") and p.is_floating_point() for g in groups for p in g["params"]
         )
-    return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps, fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps, fused=fused
+    )
 
 
 def learning_rate_factor(options: OptimizerOptions, step: int, progress: float) -> float:

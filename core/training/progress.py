@@ -29,6 +29,9 @@ class RunProgress(ProgressBar):
         every_seconds: Pause between two lines without a terminal.
     """
 
+    refresh_seconds = 0.25
+    """Reading the loss waits for the accelerator: not at every step."""
+
     def __init__(self, every_seconds: float = 10.0) -> None:
         super().__init__()
         self.every_seconds = every_seconds
@@ -79,7 +82,7 @@ class RunProgress(ProgressBar):
         if self._clock.samples_at_start is None:
             # the first step compiles, allocates and reads ahead: no measure of speed
             self._clock.start(now)
-        if not self._enabled or now - self._read_at < 0.25:
+        if not self._enabled or now - self._read_at < self.refresh_seconds:
             return
         self._read_at = now
         share = pl_module.progress(trainer.global_step)

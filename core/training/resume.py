@@ -50,7 +50,8 @@ class RandomState(Callback):
 
 def collect() -> dict[str, Any]:
     """All global random states as tensors and plain values, so that reading them back runs no code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global state is what we keep
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 - the global state is what we keep
+    kind, keys, position, has_gauss, gauss = numpy_state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

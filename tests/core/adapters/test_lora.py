@@ -6,8 +6,13 @@ import json
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel
-from diffusers import SD3Transformer2DModel, WanTransformer3DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    WanTransformer3DModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -199,7 +204,7 @@ def test_two_adapters_add_up(tmp_path):
     only = make_dit()
     apply_lora(only, second)
     torch.testing.assert_close(run(both), run(only), atol=2e-5, rtol=1e-4)
-    with pytest.raises(PolyditError, match="'third'.*first, second"):
+    with pytest.raises(PolyditError, match=r"'third'.*first, second"):
         set_adapter_weights(both, {"third": 1.0})
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from toy import Toy
 from torch import nn
+from toy import Toy
 
 from polydit.core.backbones import DiT
 from polydit.core.training import EmaOptions, OptimizerOptions

@@ -188,17 +188,17 @@ def test_validation_does_not_change_what_training_draws(tmp_path):
 RESUMABLE = ["--data.resumable", "true", "--model.optimizer.schedule", "constant", "--data.count", "12"]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("stop", [2, 3, 4])
 def test_resumed_run_equals_the_straight_one_bit_for_bit(stop, fit):
     """Three steps are an epoch: the stops lie inside an epoch and on its end."""
-    straight = fit(*RESUMABLE, "--trainer.max_steps", "8", name="straight")
+    straight = fit(*RESUMABLE, "--trainer.max_steps", "7", name="straight")
     fit(*RESUMABLE, "--trainer.max_steps", str(stop), name="halves")
-    halves = fit(*RESUMABLE, "--trainer.max_steps", "8", "--ckpt_path", "last", name="halves")
+    halves = fit(*RESUMABLE, "--trainer.max_steps", "7", "--ckpt_path", "last", name="halves")
     for key in ("state_dict", "current_model_state"):
         assert same(*(weights(f / "checkpoints" / "last.ckpt", key) for f in (straight, halves)))
     first, second = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (straight, halves))
-    assert first["global_step"] == second["global_step"] == 8
-    assert first["averaging_state"] == second["averaging_state"] == {"step": 8}
+    assert first["global_step"] == second["global_step"] == 7
+    assert first["averaging_state"] == second["averaging_state"] == {"step": 7}
     moments = [[v["exp_avg"] for v in c["optimizer_states"][0]["state"].values()] for c in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
 
@@ -562,10 +562,11 @@ def test_progress_line_has_steps_speed_and_time_left(fit, capsys, monkeypatch):
         return RunProgress(every_seconds=0.0)
 
     monkeypatch.setattr(training_cli, "RunProgress", often)
-    fit("--trainer.max_steps", "300")
+    monkeypatch.setattr(RunProgress, "refresh_seconds", 0.0)
+    fit("--trainer.max_steps", "12")
     lines = [line for line in capsys.readouterr().err.splitlines() if "samples/s" in line]
-    assert lines
-    assert all("/300 · loss " in line and line.endswith(" left") for line in lines)
+    assert len(lines) > 8
+    assert all("/12 · loss " in line and line.endswith(" left") for line in lines)
 
 
 def test_objective_of_the_config_is_used():
