@@ -72,8 +72,16 @@ class Formulation:
         return space.encode(high)
 
     def condition(self, enlarged: Tensor, space: Space) -> Tensor:
-        """The condition, of the spatial size of the latents."""
-        return enlarged if self.residual_scale is not None else space.encode(enlarged)
+        """The condition, of the spatial size of the latents.
+
+        Beside a residual it is the enlarged picture and its local detail, the difference to the mean of 17 x 17
+        pixels, in the units of the residual: six channels. The detail alone is what the residual depends on, and it
+        would drown in the picture's brightness.
+        """
+        if self.residual_scale is None:
+            return space.encode(enlarged)
+        mean = F.avg_pool2d(F.pad(enlarged, (8, 8, 8, 8), mode="replicate"), 17, stride=1)
+        return torch.cat([enlarged, (enlarged - mean) / self.residual_scale], dim=1)
 
     def finish(self, latents: Tensor, enlarged: Tensor, space: Space) -> Tensor:
         """The inverse of :meth:`target`: pixels from predicted clean latents."""
