@@ -68,14 +68,19 @@ class EMA(Callback):
         self.options = options or EmaOptions()
         self.average: dict[str, Tensor] = {}
         self.step = 0
+        self._module: LightningModule | None = None
+        self._parameters: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None  # the module's own weights while it holds the average
 
-    @staticmethod
-    def _trained(module: LightningModule) -> dict[str, Tensor]:
-        return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+    def _trained(self, module: LightningModule) -> dict[str, Tensor]:
+        if self._module is not module:  # walking through the modules in every step would cost as much as the update
+            self._module = module
+            self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        return {name: p.data for name, p in self._parameters.items()}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights as they are, or from the average that a checkpoint brought."""
+        self._module = None
         trained = self._trained(pl_module)
         # float32 whatever the weights are: steps of 1e-4 vanish in bfloat16
         self.average = {

@@ -518,7 +518,7 @@ def test_extra_losses_are_added_and_logged_by_name(tmp_path):
 
     torch.manual_seed(0)
     module = Penalised(DiT(input_size=4, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=2))
-    runner = trainer(tmp_path, 1)
+    runner = trainer(tmp_path, 1, log_every_n_steps=1)
     runner.fit(module, datamodule=ToyData())
     seen = {k: float(v) for k, v in runner.callback_metrics.items()}
     assert seen["train/loss"] == pytest.approx(seen["train/objective"] + seen["train/size"], rel=1e-5)
