@@ -76,8 +76,10 @@ def run_export(task: TaskSpec, words: Sequence[str]) -> int:
         raise PolyditError(
             f"--ckpt_path {options.ckpt_path}: no such file; `fit` writes runs/*/*/checkpoints/last.ckpt"
         )
+    from ..training.cli import quiet
     from ..training.export import export
 
+    quiet()
     path = export(
         task,
         options.ckpt_path,
