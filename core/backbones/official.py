@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,11 @@ def read_official_file(path: str | Path, prefer_ema: bool = True) -> dict[str, T
     return content
 
 
-def load_matching(model: nn.Module, state_dict: dict[str, Tensor], system: str) -> nn.Module:
-    """Load strictly; a mismatch becomes one line that names the first keys."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_matching(model: Model, state_dict: dict[str, Tensor], system: str, assign: bool = False) -> Model:
+    """Load strictly; a mismatch becomes one line that names the first keys. ``assign`` takes the tensors themselves."""
     own = model.state_dict()
     missing = [k for k in own if k not in state_dict]
     extra = [k for k in state_dict if k not in own]
@@ -104,5 +107,5 @@ def load_matching(model: nn.Module, state_dict: dict[str, Tensor], system: str) 
         found = [f"missing {missing[:3]}"] * bool(missing) + [f"unexpected {extra[:3]}"] * bool(extra)
         found += [f"shape of {k} is {list(state_dict[k].shape)}, not {list(own[k].shape)}" for k in wrong[:1]]
         raise PolyditError(f"{system} checkpoint does not fit its configuration: {'; '.join(found)}")
-    model.load_state_dict(state_dict)
+    model.load_state_dict(state_dict, assign=assign)
     return model
