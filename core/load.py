@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,13 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         # diffusers takes other classes than its own only from modules that the caller imported. `read_index` has
         # refused every import path outside PolyDiT and the installed tasks.
         try:
-            resolve(f"{library}:{class_name}")
+            component_class = resolve(f"{library}:{class_name}")
         except PolyditError as error:
             raise PolyditError(
                 f"{index.folder}: {part} is a {class_name} of {library}, which this version does not have ({error})"
             ) from error
+        if library not in LIBRARIES:
+            _name_loading_class(library, component_class)
     try:
         pipeline = pipeline_class.from_pretrained(
             str(index.folder),
@@ -84,6 +87,17 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         if _is_module(component):
             _check_weights(index.folder / name, name, component)
     return pipeline
+
+
+def _name_loading_class(library: str, component_class: type) -> None:
+    """Give a module the name `ModelMixin`: diffusers looks among a module's names for a way to load its classes.
+
+    Without it, a model could be loaded only if its module happened to import that name.
+    """
+    from diffusers import ModelMixin
+
+    if isinstance(component_class, type) and issubclass(component_class, ModelMixin):
+        vars(sys.modules[library]).setdefault("ModelMixin", ModelMixin)
 
 
 def locate(source: str | Path, task: str | None = None) -> PipelineIndex:

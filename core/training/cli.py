@@ -55,6 +55,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 1,
+    "max_epochs": -1,  # a run ends by steps or by the clock
     # by steps, since an epoch of a small data set is over in seconds
     "val_check_interval": 1000,
     "check_val_every_n_epoch": None,
@@ -303,6 +304,14 @@ def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
         PolyditError: the options contradict each other or this machine (no such device).
     """
     options = dict(config["trainer"])
+    if (
+        options["max_epochs"] == -1
+        and options["max_steps"] == -1
+        and not (options["max_time"] or options["fast_dev_run"])
+    ):
+        raise PolyditError(
+            "config section trainer: the run has no end; set max_steps, max_time or max_epochs"
+        )
     options["callbacks"] = [*callbacks, *(options.get("callbacks") or [])]
     if options.get("logger") is None:
         options["logger"] = logger

@@ -73,7 +73,9 @@ class EMA(Callback):
         self._raw: dict[str, Tensor] | None = None  # the module's own weights while it holds the average
 
     def _trained(self, module: LightningModule) -> dict[str, Tensor]:
-        if self._module is not module:  # walking through the modules in every step would cost as much as the update
+        if (
+            self._module is not module
+        ):  # walking through the modules in every step would cost as much as the update
             self._module = module
             self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         return {name: p.data for name, p in self._parameters.items()}

@@ -157,6 +157,7 @@ def test_default_config_is_taken_where_none_is_named():
     [
         (["--trainer.accelerator", "cuda"], "config section trainer: "),
         (["--ckpt_path", "last"], "--ckpt_path last: no run in"),
+        (["--trainer.max_steps=-1"], "config section trainer: the run has no end; set max_steps, max_time"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: there is no such checkpoint"),
         (["--model.adapter.rank", "2"], "an adapter needs trained weights under it"),
         (
