@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from ..errors import PolyditError
+from .sixteen_bit import one_line, oriented, read_deep, tiff_size
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -85,25 +86,36 @@ def read_image(
     """
     path = Path(path)
     data = _bytes(path)
-    image = _open(path, data, max_pixels)
-    info = ImageInfo(path, image.width, image.height, image.mode, frames=getattr(image, "n_frames", 1))
+    image, (width, height) = _open(path, data, max_pixels)
+    info = ImageInfo(path, width, height, "RGB;16" if image is None else image.mode)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            info.orientation = image.getexif().get(_ORIENTATION, 1)
-            deep = _sixteen_bit(path, data, image)
-            if deep is None:
+            if image is not None:
+                info.frames = getattr(image, "n_frames", 1)
+                info.orientation = image.getexif().get(_ORIENTATION, 1)
+            deep = read_deep(path, data, image)
+            if deep is not None:
+                pixels, alpha = oriented(deep, info.orientation)
+                info.bits = 16
+            else:
+                assert image is not None  # Pillow knows every file that is not a 16-bit TIFF
                 image.load()
                 pixels, alpha = _eight_bit(ImageOps.exif_transpose(image), info)
-            else:
-                pixels, alpha = _oriented(deep, info.orientation)
-                info.bits = 16
     except PolyditError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
-        raise PolyditError(f"{path}: cut short or damaged ({_one_line(error)}); replace the file") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise PolyditError(f"{path}: cut short or damaged ({one_line(error)}); replace the file") from error
     except MemoryError as error:
-        raise PolyditError(f"{path}: {image.width}x{image.height} does not fit in memory; reduce it first") from error
+        raise PolyditError(f"{path}: {width}x{height} does not fit in memory; reduce it first") from error
     info.height, info.width = pixels.shape[:2]
     info.alpha = alpha
     if alpha is not None and background is not None:
@@ -123,12 +135,15 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
             raise PolyditError(f"{path}: is empty (0 bytes); replace the file")
     except OSError as error:
         raise _unreadable(path, error) from error
-    with _open(path, path, max_pixels) as image:
+    image, size = _open(path, path, max_pixels)
+    if image is None:
+        return size
+    with image:
         try:
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
         except (OSError, ValueError, SyntaxError, struct.error):
             turned = False
-        return (image.height, image.width) if turned else image.size
+    return (size[1], size[0]) if turned else size
 
 
 def list_images(path: str | Path, *, recursive: bool = True) -> list[Path]:
@@ -222,80 +237,31 @@ def _unreadable(path: Path, error: OSError) -> PolyditError:
     return PolyditError(f"{path}: cannot be read ({error.strerror or error}); check its permissions")
 
 
-def _open(path: Path, source: bytes | Path, max_pixels: int) -> Image.Image:
+def _open(path: Path, source: bytes | Path, max_pixels: int) -> tuple[Image.Image | None, tuple[int, int]]:
+    """Open by the header; no image, only the size, for a TIFF that Pillow does not know."""
+    image = None
     # Pillow's own limit is a module-wide number, lower than ours; ours is checked right below.
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            size = image.size
         except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-            deep = _tiff_size(path)
+            deep = tiff_size(path)
             if deep is None:
-                raise PolyditError(f"{path}: not a picture that can be read, or cut short; replace or remove it") from error
-            image = Image.new("RGB", (1, 1))
-            image.format, image._size = "TIFF", deep
+                raise PolyditError(
+                    f"{path}: not a picture that can be read, or cut short; replace or remove it"
+                ) from error
+            size = deep
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    if image.width * image.height > max_pixels:
+    if size[0] * size[1] > max_pixels:
         raise PolyditError(
-            f"{path}: {image.width}x{image.height} is {image.width * image.height / 1e6:.0f} megapixels, "
+            f"{path}: {size[0]}x{size[1]} is {size[0] * size[1] / 1e6:.0f} megapixels, "
             f"over the limit of {max_pixels / 1e6:.0f}; reduce it first"
         )
-    return image
-
-
-def _tiff_size(path: Path) -> tuple[int, int] | None:
-    """Size of a TIFF that Pillow does not know (16-bit RGB), or None."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            return int(page.imagewidth), int(page.imagelength)  # type: ignore[union-attr]
-    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError):
-        return None
-
-
-def _sixteen_bit(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
-    """(H, W, C) uint16 of a 16-bit file, C in 1..4, or None for one that Pillow reads well with 8 bits."""
-    if image.format == "TIFF":
-        import tifffile
-
-        try:
-            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-                page = tiff.pages[0]
-                kind = page.dtype
-                if kind is None or kind.kind == "f":
-                    raise PolyditError(f"{path}: TIFF of type {kind} is not supported; save it with 8 or 16 bits")
-                if kind != np.uint16:
-                    return None
-                array = page.asarray()
-                if array.ndim == 3 and page.axes.startswith("S"):
-                    array = np.moveaxis(array, 0, -1)
-        except (ValueError, tifffile.TiffFileError, KeyError) as error:
-            raise PolyditError(f"{path}: 16-bit TIFF cannot be decoded ({_one_line(error)}); save it as Deflate") from error
-        return array[..., None] if array.ndim == 2 else array[..., :4]
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        image.load()
-        return np.asarray(image).astype(np.uint16)[..., None]
-    if image.mode == "F" or image.mode == "I":
-        raise PolyditError(f"{path}: pictures of mode {image.mode} are not supported; save it with 8 or 16 bits")
-    return None
-
-
-def _oriented(deep: np.ndarray, orientation: int) -> tuple[np.ndarray, np.ndarray | None]:
-    turns = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-    quarter, mirror = turns.get(orientation, (0, False))
-    deep = np.rot90(deep, quarter)
-    if mirror:
-        deep = deep[:, ::-1]
-    channels = deep.shape[2]
-    alpha = deep[..., -1] if channels in (2, 4) else None
-    colour = deep[..., :3] if channels >= 3 else np.repeat(deep[..., :1], 3, axis=2)
-    return colour, alpha
+    return image, size
 
 
 def _eight_bit(image: Image.Image, info: ImageInfo) -> tuple[np.ndarray, np.ndarray | None]:
@@ -327,7 +293,3 @@ def _over(pixels: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int
     behind = np.asarray(background, dtype=np.float32) * (top / 255)
     share = alpha[..., None].astype(np.float32) / top
     return (pixels * share + behind * (1 - share) + 0.5).astype(pixels.dtype)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

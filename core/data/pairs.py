@@ -1,4 +1,4 @@
-"""Pictures that come in pairs: DIV2K, RealSR, DRealSR and test-set layouts, and the latents that DiT4SR precomputes."""
+"""Pictures that come in pairs: DIV2K, RealSR, DRealSR and test-set layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import PolyditError
 from .images import list_images, read_image, to_float
 from .pictures import sample_generator
 
-__all__ = ["LAYOUTS", "LatentPairs", "Pair", "PairedPictures", "find_pairs", "match"]
+__all__ = ["LAYOUTS", "Pair", "PairedPictures", "find_pairs", "match"]
 
 # _HR, _LR4, _x1, x4, x4m, x4w2, in any combination at the end of a stem.
 _ENDINGS = re.compile(r"(?:[_-]?(?:HR|GT|LR\d*|SR|[xX]\d(?:[mdw]\d?)?))+$")
@@ -43,7 +43,9 @@ def match(hr: list[Path], lr: list[Path]) -> list[Pair]:
     for path in hr:
         stem = _stem(path)
         if stem in by_stem:
-            raise PolyditError(f"{path}: has the same stem '{stem}' as {by_stem[stem].name}; rename one of them")
+            raise PolyditError(
+                f"{path}: has the same stem '{stem}' as {by_stem[stem].name}; rename one of them"
+            )
         by_stem[stem] = path
     strangers = [path for path in lr if _stem(path) not in by_stem]
     if strangers:
@@ -133,14 +135,12 @@ class PairedPictures(Dataset[dict[str, Any]]):
         pair = self.pairs[index % len(self.pairs)]
         hr, lr = read_image(pair.hr)[0], read_image(pair.lr)[0]
         scale = self.scale
-        height, width = min(hr.shape[0] // scale, lr.shape[0]), min(hr.shape[1] // scale, lr.shape[1])
-        if max(lr.shape[0] * scale - hr.shape[0], lr.shape[1] * scale - hr.shape[1]) > 0 or (
-            min(hr.shape[0] - height * scale, hr.shape[1] - width * scale) < 0
-            or max(hr.shape[0] // scale - lr.shape[0], hr.shape[1] // scale - lr.shape[1]) > 0
-        ):
+        height, width = lr.shape[:2]
+        # The target may have up to scale - 1 pixels more than the low-quality picture accounts for.
+        if (hr.shape[0] // scale, hr.shape[1] // scale) != (height, width):
             raise PolyditError(
-                f"{pair.lr}: {lr.shape[1]}x{lr.shape[0]} is not {pair.hr.name} ({hr.shape[1]}x{hr.shape[0]}) divided by "
-                f"{scale}; check the scale"
+                f"{pair.lr}: {width}x{height} is not {pair.hr.name} ({hr.shape[1]}x{hr.shape[0]}) divided by {scale}; "
+                f"check the scale"
             )
         if self.size is None:
             hr, lr = hr[: height * scale, : width * scale], lr[:height, :width]
@@ -154,7 +154,9 @@ class PairedPictures(Dataset[dict[str, Any]]):
         assert self.size is not None
         side, scale = self.size // self.scale, self.scale
         if min(height, width) < side:
-            raise PolyditError(f"{pair.hr}: {hr.shape[1]}x{hr.shape[0]} is smaller than the crop of {self.size} pixels")
+            raise PolyditError(
+                f"{pair.hr}: {hr.shape[1]}x{hr.shape[0]} is smaller than the crop of {self.size} pixels"
+            )
         draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         top, left = int(draws[0] * (height - side + 1)), int(draws[1] * (width - side + 1))
         lr = lr[top : top + side, left : left + side]
@@ -165,64 +167,6 @@ class PairedPictures(Dataset[dict[str, Any]]):
             if draws[3] < 0.5:
                 lr, hr = lr[:, ::-1], hr[:, ::-1]
         return hr, lr
-
-
-class LatentPairs(Dataset[dict[str, Any]]):
-    """Precomputed latents and text embeddings in DiT4SR's layout (arXiv:2503.23580), paired by stem.
-
-    ``latent_hr/NAME.pt`` and ``latent_lr/NAME.pt`` (16, 64, 64), already shifted and scaled; if they are there, also
-    ``prompt_embeds/NAME.pt`` (154, 4096), ``pooled_prompt_embeds/NAME.pt`` (2048,), and for dropped captions
-    ``NULL_prompt_embeds.pt`` and ``NULL_pooled_prompt_embeds.pt`` in the root.
-
-    Args:
-        root: the folder.
-        drop_caption: how often the caption is replaced by the empty one.
-        seed: of these draws.
-
-    Raises:
-        PolyditError: no latents, a file without partner, or a file that is not a tensor.
-    """
-
-    _NULL = ("prompt_embeds", "pooled_prompt_embeds")
-
-    def __init__(self, root: str | Path, *, drop_caption: float = 0.0, seed: int = 0) -> None:
-        self.root, self.drop_caption, self.seed = Path(root).expanduser(), drop_caption, seed
-        self.stems = sorted(path.stem for path in (self.root / "latent_hr").glob("*.pt"))
-        if not self.stems:
-            raise PolyditError(f"{self.root}: no latents (latent_hr/*.pt) in this folder; give a precomputed data set")
-        self.captioned = (self.root / "prompt_embeds").is_dir()
-        folders = ["latent_lr", *(self._NULL if self.captioned else ())]
-        for folder in folders:
-            for stem in self.stems:
-                if not (self.root / folder / f"{stem}.pt").is_file():
-                    raise PolyditError(f"{self.root / 'latent_hr' / stem}.pt: has no partner in {folder}; compute it")
-        if drop_caption and not all((self.root / f"NULL_{name}.pt").is_file() for name in self._NULL):
-            raise PolyditError(f"{self.root}: drop_caption needs NULL_prompt_embeds.pt and NULL_pooled_prompt_embeds.pt")
-
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        stem = self.stems[index % len(self.stems)]
-        sample: dict[str, Any] = {"stem": stem}
-        for folder in ("latent_hr", "latent_lr"):
-            sample[folder] = self._tensor(self.root / folder / f"{stem}.pt")
-        if self.captioned:
-            chance = torch.rand((), generator=sample_generator(self.seed, index)).item()
-            for name in self._NULL:
-                empty = self.root / f"NULL_{name}.pt"
-                sample[name] = self._tensor(empty if chance < self.drop_caption else self.root / name / f"{stem}.pt")
-        return sample
-
-    @staticmethod
-    def _tensor(path: Path) -> Tensor:
-        try:
-            value = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged files
-            raise PolyditError(f"{path}: is not a saved tensor ({type(error).__name__}); compute it again") from error
-        if not isinstance(value, Tensor):
-            raise PolyditError(f"{path}: holds a {type(value).__name__}, not a tensor; compute it again")
-        return value
 
 
 def _stem(path: Path) -> str:
@@ -237,7 +181,11 @@ Found = tuple[list[Path], list[Path]] | None
 
 
 def _both(hr: Path, lr: Path) -> Found:
-    return (list_images(hr, recursive=False), list_images(lr, recursive=False)) if hr.is_dir() and lr.is_dir() else None
+    return (
+        (list_images(hr, recursive=False), list_images(lr, recursive=False))
+        if hr.is_dir() and lr.is_dir()
+        else None
+    )
 
 
 def _div2k(root: Path, split: str, scale: int) -> Found:

@@ -19,7 +19,9 @@ _VALIDATION_PERCENT = 10
 def is_reserved_path(path: Path) -> bool:
     """Whether a file lies in the ``reserved`` folder of a corpus."""
     path = path.absolute()
-    return any(parent.name == "reserved" and (parent.parent / "manifest.jsonl").is_file() for parent in path.parents)
+    return any(
+        parent.name == "reserved" and (parent.parent / "manifest.jsonl").is_file() for parent in path.parents
+    )
 
 
 def pictures_of(
@@ -33,9 +35,9 @@ def pictures_of(
     """List the pictures of a split.
 
     Args:
-        root: a corpus (its manifest decides), a folder, a pattern, or a list of files. In a folder, ``train`` and ``val``
-            are its subfolders of these names if it has them; otherwise a tenth of the files, chosen by their names and
-            at least one, is ``val``.
+        root: a corpus (its manifest decides), a folder, a pattern, or a list of files. In a folder, ``train`` and
+            ``val`` are its subfolders of these names if it has them; otherwise a tenth of the files, chosen by their
+            names and at least one, is ``val``.
         split: ``train``, ``val``, ``reserved``, or None for everything that is not reserved.
         tag: only pictures of a corpus with this tag.
         kind: ``photos`` or ``cutouts`` of a corpus.
@@ -70,12 +72,18 @@ def pictures_of(
     return [(path, None) for path in (paths if split is None else _share(paths, split))]
 
 
-def _of_corpus(root: Path, split: str | None, tag: str | None, kind: str) -> list[tuple[Path, tuple[int, int] | None]]:
+def _of_corpus(
+    root: Path, split: str | None, tag: str | None, kind: str
+) -> list[tuple[Path, tuple[int, int] | None]]:
     wanted = ("train", "val") if split is None else (split,)
-    records = [r for r in load_manifest(root) if r.kind == kind and r.split in wanted and tag in (None, r.tag)]
+    records = [
+        r for r in load_manifest(root) if r.kind == kind and r.split in wanted and tag in (None, r.tag)
+    ]
     if not records:
         what = f"{kind} in the split '{split}'" if split else kind
-        raise PolyditError(f"{root}: the corpus has no {what}; build it with 'polydit corpus build --output {root}'")
+        raise PolyditError(
+            f"{root}: the corpus has no {what}; build it with 'polydit corpus build --output {root}'"
+        )
     return [(root / r.file, (r.width, r.height)) for r in sorted(records, key=lambda r: r.file)]
 
 
@@ -86,7 +94,9 @@ def _unreserved(paths: list[Path], root: object, allow_reserved: bool) -> list[P
     if not kept:
         raise PolyditError(f"{root}: these pictures are reserved for evaluation; give others")
     if len(kept) < len(paths):
-        warnings.warn(f"{root}: {len(paths) - len(kept)} pictures reserved for evaluation were left out", stacklevel=4)
+        warnings.warn(
+            f"{root}: {len(paths) - len(kept)} pictures reserved for evaluation were left out", stacklevel=4
+        )
     return kept
 
 

@@ -90,7 +90,9 @@ class PictureCrops(Dataset[dict[str, Any]]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if degradation is not None and size % degradation.scale:
-            raise PolyditError(f"size {size}: is not a multiple of scale {degradation.scale}; choose another crop size")
+            raise PolyditError(
+                f"size {size}: is not a multiple of scale {degradation.scale}; choose another crop size"
+            )
         if reduce_max < 1:
             raise PolyditError(f"reduce_max {reduce_max}: must be 1 or more")
         self.size, self.degradation, self.seed, self.strict = size, degradation, seed, strict
@@ -112,7 +114,11 @@ class PictureCrops(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < 0:
             index += self.length
-        picture = index % self._visits if self.center else int(self._pass(index // self._visits)[index % self._visits])
+        picture = (
+            index % self._visits
+            if self.center
+            else int(self._pass(index // self._visits)[index % self._visits])
+        )
         pixels = self._decoded(picture)
         generator = sample_generator(self.seed, picture if self.center else index)
         gt = _to_unit(self._crop(pixels, generator))
@@ -183,7 +189,8 @@ class PictureCrops(Dataset[dict[str, Any]]):
                     raise
                 self._bad.add(number)
                 warnings.warn(
-                    f"skipped: {error}; {len(self._bad)} of {len(self.paths)} pictures skipped so far", stacklevel=4
+                    f"skipped: {error}; {len(self._bad)} of {len(self.paths)} pictures skipped so far",
+                    stacklevel=4,
                 )
                 continue
             self._cache[number] = pixels
@@ -191,7 +198,9 @@ class PictureCrops(Dataset[dict[str, Any]]):
             while held > self.cache_bytes and len(self._cache) > 1:
                 held -= self._cache.popitem(last=False)[1].nbytes
             return pixels
-        raise PolyditError(f"{self.paths[picture]}: none of {len(self.paths)} pictures can be read; replace them")
+        raise PolyditError(
+            f"{self.paths[picture]}: none of {len(self.paths)} pictures can be read; replace them"
+        )
 
     def _crop(self, pixels: np.ndarray, generator: torch.Generator) -> np.ndarray:
         height, width = pixels.shape[:2]

@@ -14,14 +14,30 @@ __all__ = ["PHOTOGRAPHS", "load_sample", "sample_names", "sample_path"]
 
 # The photographs among them, in colour, that ship inside the wheel of scikit-image.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
-_OTHERS = ("brick", "camera", "cell", "clock_motion", "coins", "grass", "gravel", "hubble_deep_field", "ihc", "moon", "page", "retina", "text")
+_OTHERS = (
+    "brick",
+    "camera",
+    "cell",
+    "clock_motion",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "ihc",
+    "moon",
+    "page",
+    "retina",
+    "text",
+)
 
 
 def _folder() -> Path:
     # Found without importing scikit-image, which takes its time.
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise PolyditError("scikit-image: not installed, so there are no built-in samples; pip install scikit-image")
+        raise PolyditError(
+            "scikit-image: not installed, so there are no built-in samples; pip install scikit-image"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 

@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only these Debian packages (default: every catalogued one that the kinds need)",
     )
     parser.add_argument(
-        "--kinds", default=",".join(KINDS), metavar="K,K", help="what to gather: photos, cutouts, meshes (default: all)"
+        "--kinds",
+        default=",".join(KINDS),
+        metavar="K,K",
+        help="what to gather: photos, cutouts, meshes (default: all)",
     )
     parser.add_argument(
         "--max-side",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import PolyditError
@@ -26,6 +27,7 @@ def build_corpus(
     sources: list[Path] | None = None,
     packages: list[str] | None = None,
     max_side: int = 2048,
+    report: Callable[[str], None] | None = None,
 ) -> list[Record]:
     """Build the corpus in `output`, or bring it up to date.
 
@@ -39,6 +41,7 @@ def build_corpus(
         packages: names to restrict to; with None every catalogued package that has one of the kinds (from apt), or
             every given file.
         max_side: longest side of stored training photographs, in pixels.
+        report: receives lines about the progress; standard output if None.
 
     Returns:
         the records of the whole corpus.
@@ -46,15 +49,18 @@ def build_corpus(
     Raises:
         PolyditError: nothing to read, unknown package, no apt, no network, no room, damaged package.
     """
+    say = report or _say
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PolyditError(f"--output {output}: cannot be made ({error.strerror}); give another folder") from error
+        raise PolyditError(
+            f"--output {output}: cannot be made ({error.strerror}); give another folder"
+        ) from error
     _clean_leftovers(output)
     records = load_manifest(output) if (output / "manifest.jsonl").exists() else []
     state = _load_state(output)
 
-    plan = _plan_files(sources, packages) if sources is not None else _plan_packages(kinds, packages)
+    plan = _plan_files(sources, packages) if sources is not None else _plan_packages(kinds, packages, say)
     for number, (package, version, file) in enumerate(plan, 1):
         wanted = set(kinds) & source_for(package).kinds()
         done = state.get(package, {})
@@ -64,28 +70,35 @@ def build_corpus(
             missing, stale = wanted - set(done.get("kinds", [])), False
         label = f"[{number}/{len(plan)}] {package} {version}"
         if not missing:
-            print(f"{label}: up to date", flush=True)
+            say(f"{label}: up to date")
             continue
-        print(f"{label}: reading" if file else f"{label}: downloading", flush=True)
+        say(f"{label}: reading" if file else f"{label}: downloading")
         with tempfile.TemporaryDirectory(dir=output, prefix=".download-") as folder:
             deb = Deb(file if file is not None else download(package, Path(folder)))
             harvest = gather(deb, source_for(package), missing, max_side)
         if stale:
             records = _remove(output, records, [r for r in records if r.package == package])
-        records, report = _store(output, records, deb, harvest.candidates, harvest.copyright)
+        records, outcome = _store(output, records, deb, harvest.candidates, harvest.copyright)
         state[package] = {
             "version": version,
             "max_side": max_side,
             "kinds": sorted(missing if stale else missing | set(done.get("kinds", []))),
         }
         save_manifest(output, records)
-        write_atomically(output / "packages.json", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+        write_atomically(
+            output / "packages.json", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
+        )
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(harvest.left_out.items()))
-        print(f"    {report}{'; left out: ' + left_out if left_out else ''}", flush=True)
+        say(f"    {outcome}{'; left out: ' + left_out if left_out else ''}")
     if not records:
         save_manifest(output, records)
-    print(summary(records), flush=True)
+    say(summary(records))
     return records
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def summary(records: list[Record]) -> str:
@@ -126,7 +139,9 @@ def _plan_files(sources: list[Path], packages: list[str] | None) -> list[tuple[s
     return sorted(newest.values(), key=lambda item: (order.get(item[0], len(order)), item[0]))
 
 
-def _plan_packages(kinds: list[str], packages: list[str] | None) -> list[tuple[str, str, Path | None]]:
+def _plan_packages(
+    kinds: list[str], packages: list[str] | None, say: Callable[[str], None]
+) -> list[tuple[str, str, Path | None]]:
     plan: list[tuple[str, str, Path | None]] = []
     names = packages if packages is not None else [s.package for s in CATALOGUE if s.kinds() & set(kinds)]
     for package in names:
@@ -134,11 +149,15 @@ def _plan_packages(kinds: list[str], packages: list[str] | None) -> list[tuple[s
         if version is not None:
             plan.append((package, version, None))
         elif packages is not None:
-            raise PolyditError(f"--packages {package}: apt knows no such package; run 'apt-get update', or check the name")
+            raise PolyditError(
+                f"--packages {package}: unknown to apt; run 'apt-get update', or check the name"
+            )
         else:
-            print(f"{package}: not in this system's package lists; left out", flush=True)
+            say(f"{package}: not in this system's package lists; left out")
     if not plan:
-        raise PolyditError("apt: knows none of the catalogued packages; run 'apt-get update', or give .deb files with --from")
+        raise PolyditError(
+            "apt: knows none of the packages; run 'apt-get update', or give .deb files with --from"
+        )
     return plan
 
 

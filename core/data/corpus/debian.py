@@ -11,13 +11,19 @@ import tarfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ...errors import PolyditError
 
 __all__ = ["Deb", "candidate_version", "download", "licence_of"]
 
-_OFFLINE = ("could not resolve", "temporary failure", "connection", "failed to fetch", "network is unreachable")
+_OFFLINE = (
+    "could not resolve",
+    "temporary failure",
+    "connection",
+    "failed to fetch",
+    "network is unreachable",
+)
 
 
 def _apt(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -27,7 +33,9 @@ def _apt(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[st
         )
     # The messages are read below, so they must be in English.
     env = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=env, check=False, **kwargs)  # type: ignore[call-overload]
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=env, check=False, **kwargs
+    )  # type: ignore[call-overload]
 
 
 def candidate_version(package: str) -> str | None:
@@ -55,8 +63,12 @@ def download(package: str, folder: Path) -> Path:
         raise PolyditError(f"{folder}: disk full while downloading {package}; free some space and run again")
     last = message.splitlines()[-1] if message else f"exit code {result.returncode}"
     if any(word in low for word in _OFFLINE):
-        raise PolyditError(f"{package}: cannot be downloaded ({last}); is the network up? .deb files can be given with --from")
-    raise PolyditError(f"{package}: apt-get download failed ({last}); try it by hand, or give the .deb with --from")
+        raise PolyditError(
+            f"{package}: cannot be downloaded ({last}); is the network up? .deb files can be given with --from"
+        )
+    raise PolyditError(
+        f"{package}: apt-get download failed ({last}); try it by hand, or give the .deb with --from"
+    )
 
 
 class Deb:
@@ -73,7 +85,9 @@ class Deb:
         self.package = control.get("Package", "")
         self.version = control.get("Version", "")
         if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", self.package):
-            raise PolyditError(f"{path}: not a Debian package (no package name inside); remove it or download it again")
+            raise PolyditError(
+                f"{path}: not a Debian package (no package name inside); remove it or download it again"
+            )
 
     def _index(self) -> dict[str, tuple[int, int]]:
         members: dict[str, tuple[int, int]] = {}
@@ -83,7 +97,10 @@ class Deb:
                 if file.read(8) != b"!<arch>\n":
                     raise PolyditError(f"{self.path}: not a Debian package; give .deb files")
                 while len(header := file.read(60)) == 60:
-                    name, size = header[:16].decode("ascii", "replace").strip().rstrip("/"), int(header[48:58])
+                    name, size = (
+                        header[:16].decode("ascii", "replace").strip().rstrip("/"),
+                        int(header[48:58]),
+                    )
                     if file.tell() + size > total:
                         raise PolyditError(f"{self.path}: cut short; download it again")
                     members[name] = (file.tell(), size)
@@ -101,10 +118,14 @@ class Deb:
         try:
             with self.path.open("rb") as file:
                 if name.endswith(".zst"):
-                    with self._zstd(stem, file, offset, size) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                    with (
+                        self._zstd(stem, file, offset, size) as stream,
+                        tarfile.open(fileobj=stream, mode="r|") as tar,
+                    ):
                         yield tar
                 else:
-                    with tarfile.open(fileobj=_Window(file, offset, size), mode="r|*") as tar:
+                    window: Any = _Window(file, offset, size)
+                    with tarfile.open(fileobj=window, mode="r|*") as tar:
                         yield tar
         except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
             raise PolyditError(f"{self.path}: damaged ({error}); download it again") from error
@@ -117,7 +138,9 @@ class Deb:
             process = subprocess.Popen(["dpkg-deb", option, str(self.path)], stdout=subprocess.PIPE)
         elif shutil.which("zstd"):
             part = subprocess.Popen(["tail", "-c", f"+{offset + 1}", str(self.path)], stdout=subprocess.PIPE)
-            process = subprocess.Popen(["zstd", "-dcq"], stdin=part.stdout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                ["zstd", "-dcq"], stdin=part.stdout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         else:
             raise PolyditError(f"{self.path}: is zstd-compressed; install dpkg or zstd, or repack it with xz")
         assert process.stdout is not None
@@ -165,7 +188,9 @@ def licence_of(path: str, copyright_text: str) -> str:
     tree, so each trailing part of the installed path is tried. Free-form files are searched for licence names.
     """
     if not copyright_text.startswith("Format:"):
-        known = re.findall(r"CC[- ]BY(?:-SA)?[- ]\d\.\d|CC0|public domain|GPL-\d|General Public License", copyright_text)
+        known = re.findall(
+            r"CC[- ]BY(?:-SA)?[- ]\d\.\d|CC0|public domain|GPL-\d|General Public License", copyright_text
+        )
         return f"{known[0]} (see licences/)" if known else "see licences/"
     parts = path.split("/")
     tails = ["/".join(parts[i:]) for i in range(len(parts))]

@@ -71,7 +71,11 @@ def read_catalogue(members: dict[str, bytes]) -> list[Model]:
             # A model that lies beside others takes only its own materials.
             and (own_folder or PurePosixPath(path).stem == stem)
         }
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", folder.rpartition("/")[2] if own_folder else stem).strip("-").lower()
+        slug = (
+            re.sub(r"[^A-Za-z0-9]+", "-", folder.rpartition("/")[2] if own_folder else stem)
+            .strip("-")
+            .lower()
+        )
         while slug in seen:
             slug += "-b"
         seen.add(slug)

@@ -151,10 +151,8 @@ def _picture(
     if seen.detail < MIN_DETAIL or seen.flat > MAX_FLAT:
         harvest.leave_out("nearly flat")
         return None
-    if source.real is None:
-        real = seen.flat < PHOTO_FLAT
-    else:
-        real = any(fnmatch(path, pattern) for pattern in source.real)
+    measured = seen.flat < PHOTO_FLAT
+    real = measured if source.real is None else any(fnmatch(path, pattern) for pattern in source.real)
     if reserved:  # kept as published: what is measured on them must not depend on our encoder
         encoded, suffix, size = data, PurePosixPath(path).suffix.lower(), image.size
     else:
@@ -181,7 +179,12 @@ def _mesh(path: str, model: Model, package: str) -> Candidate:
         tag="",
         name=f"{catalogue}--{model.slug}",
         files={model.obj: model.files[model.obj], **safe},
-        extra={"name": model.name, "category": model.category, "size_cm": list(model.size), "creator": model.creator},
+        extra={
+            "name": model.name,
+            "category": model.category,
+            "size_cm": list(model.size),
+            "creator": model.creator,
+        },
     )
 
 
@@ -196,7 +199,18 @@ def _cutout_group(path: str) -> str:
 
 def _name(path: str) -> str:
     """A readable, unique, portable file name without suffix."""
-    common = {"usr", "share", "contents", "images", "wallpapers", "backgrounds", "resource", "resources", "gcompris", "src"}
+    common = {
+        "usr",
+        "share",
+        "contents",
+        "images",
+        "wallpapers",
+        "backgrounds",
+        "resource",
+        "resources",
+        "gcompris",
+        "src",
+    }
     parts = [part for part in PurePosixPath(path).with_suffix("").parts if part not in common]
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts[-2:])).strip("-.")[-60:].strip("-.")
     return f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:6]}"
@@ -217,7 +231,10 @@ def distinct(candidates: list[Candidate]) -> tuple[list[Candidate], int]:
     exact: set[tuple[str, str]] = set()
     for candidate in sorted(candidates, key=lambda c: (not c.reserved, -c.pixels, c.source)):
         if candidate.kind == "photos":
-            if candidate.group in groups or near_duplicate(candidate.fingerprint, prints, SAME_PHOTO_BITS) is not None:
+            if (
+                candidate.group in groups
+                or near_duplicate(candidate.fingerprint, prints, SAME_PHOTO_BITS) is not None
+            ):
                 continue
             groups.add(candidate.group)
             prints.append(candidate.fingerprint)

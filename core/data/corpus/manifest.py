@@ -77,7 +77,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise PolyditError(f"{path}: cannot be written ({error.strerror or error}); check the room and the permissions") from error
+        raise PolyditError(
+            f"{path}: cannot be written ({error.strerror or error}); check the room and the permissions"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -93,7 +95,9 @@ def load_manifest(folder: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise PolyditError(f"{path}: not found; build the corpus with 'polydit corpus build --output {folder}'") from error
+        raise PolyditError(
+            f"{path}: not found; build the corpus with 'polydit corpus build --output {folder}'"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise PolyditError(f"{path}: cannot be read ({error}); build the corpus again") from error
     known = {f.name for f in fields(Record)}
@@ -103,7 +107,9 @@ def load_manifest(folder: Path) -> list[Record]:
             values = json.loads(line)
             record = Record(**{key: value for key, value in values.items() if key in known})
         except (ValueError, TypeError, AttributeError) as error:
-            raise PolyditError(f"{path}: line {number} is damaged; delete the file and build the corpus again") from error
+            raise PolyditError(
+                f"{path}: line {number} is damaged; delete the file and build the corpus again"
+            ) from error
         records.append(record)
     return records
 

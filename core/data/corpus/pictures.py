@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["Picture", "encode_photo", "group_of", "look", "near_duplicate", "opaque", "read_picture", "usable_cutout"]
+__all__ = [
+    "Picture",
+    "encode_photo",
+    "group_of",
+    "look",
+    "near_duplicate",
+    "opaque",
+    "read_picture",
+    "usable_cutout",
+]
 
 # A photograph needs this much detail (mean absolute Laplacian, 8-bit levels, at 1024 pixels on the long side) and
 # at most this share of flat 8x8 blocks (standard deviation below one level); smooth gradients have neither.
@@ -23,7 +32,9 @@ PHOTO_FLAT = 0.35
 # scale is compression artefacts, which nothing should learn to draw.
 BITS_PER_PIXEL = 1.5
 _MAX_PIXELS = 120_000_000
-_SIZE_WORDS = re.compile(r"(\d{3,5}\s*x\s*\d{3,5})|(?<![a-z])(dark|light|portrait|landscape|d|l)(?![a-z])", re.IGNORECASE)
+_SIZE_WORDS = re.compile(
+    r"(\d{3,5}\s*x\s*\d{3,5})|(?<![a-z])(dark|light|portrait|landscape|d|l)(?![a-z])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,12 @@ def read_picture(data: bytes) -> Image.Image | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             if image.width * image.height > _MAX_PIXELS:
                 return None
-            lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:64])
-            plain = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
+            kind = image.format
+            lossy = kind == "JPEG" or (kind == "WEBP" and b"VP8L" not in data[:64])
+            plain = kind == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
             alpha = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
             image = ImageOps.exif_transpose(image).convert("RGBA" if alpha else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError):

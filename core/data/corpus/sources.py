@@ -45,21 +45,58 @@ class Source:
 
 # Reserved packages come first: where two packages hold the same picture, the first one keeps it.
 CATALOGUE: tuple[Source, ...] = (
-    Source("lomiri-wallpapers-16.04", photos=("*/backgrounds/*.jpg",), real=("*",), skip=("*umang*", "*analogpattern*")),
+    Source(
+        "lomiri-wallpapers-16.04",
+        photos=("*/backgrounds/*.jpg",),
+        real=("*",),
+        skip=("*umang*", "*analogpattern*"),
+    ),
     Source("lomiri-wallpapers-20.04", photos=("*/backgrounds/*.jpg",), real=("*Kleiber*", "*Infinite-Sea*")),
     Source(
         "opencv-doc",
-        photos=("*/examples/data/*", "*/examples/text/scenetext0*", "*/examples/hfs/data/*", "*/alphamat/input_images/*"),
+        photos=(
+            "*/examples/data/*",
+            "*/examples/text/scenetext0*",
+            "*/examples/hfs/data/*",
+            "*/alphamat/input_images/*",
+        ),
         real=("*.jpg", "*chicky*", "*rubberwhale*", "*graf*"),
         # Calibration boards, masks, drawings, blurred shots, and one eye of each stereo pair.
         skip=(
-            "*/left*", "*/right*", "*/pic?.png", "*aloeGT*", "*aloeR*", "*aero3*", "*basketball*", "*blob*", "*box*",
-            "*Blender*", "*cards*", "*chessboard*", "*defocus*", "*digits*", "*ela_original*", "*ellipses*",
-            "*gradient*", "*graf3*", "*imageText*", "*leuvenB*", "*motion*", "*ml.png", "*logo*", "*pca*",
-            "*rubberwhale2*", "*starry*",
+            "*/left*",
+            "*/right*",
+            "*/pic?.png",
+            "*aloeGT*",
+            "*aloeR*",
+            "*aero3*",
+            "*basketball*",
+            "*blob*",
+            "*box*",
+            "*Blender*",
+            "*cards*",
+            "*chessboard*",
+            "*defocus*",
+            "*digits*",
+            "*ela_original*",
+            "*ellipses*",
+            "*gradient*",
+            "*graf3*",
+            "*imageText*",
+            "*leuvenB*",
+            "*motion*",
+            "*ml.png",
+            "*logo*",
+            "*pca*",
+            "*rubberwhale2*",
+            "*starry*",
         ),
     ),
-    Source("mate-backgrounds", photos=("*/backgrounds/mate/*",), real=("*/nature/*",), skip=("*Stripes*", "*logo*")),
+    Source(
+        "mate-backgrounds",
+        photos=("*/backgrounds/mate/*",),
+        real=("*/nature/*",),
+        skip=("*Stripes*", "*logo*"),
+    ),
     Source("gnome-backgrounds", photos=("*/backgrounds/gnome/*",), real=()),
     Source(
         "plasma-workspace-wallpapers",
@@ -67,8 +104,18 @@ CATALOGUE: tuple[Source, ...] = (
         real=tuple(
             f"*/{name}/*"
             for name in (
-                "Autumn", "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf",
-                "Grey", "Kite", "OneStandsOut", "Path", "summer_1am",
+                "Autumn",
+                "BytheWater",
+                "ColdRipple",
+                "ColorfulCups",
+                "DarkestHour",
+                "EveningGlow",
+                "FallenLeaf",
+                "Grey",
+                "Kite",
+                "OneStandsOut",
+                "Path",
+                "summer_1am",
             )
         ),
     ),
@@ -79,8 +126,17 @@ CATALOGUE: tuple[Source, ...] = (
         real=tuple(
             f"*/{name}.*"
             for name in (
-                "Butterfly*", "Valendas", "after-the-rain", "appleflower", "beam", "butterfly", "cloud", "drop",
-                "flowers", "fog", "this-is-not-windows",
+                "Butterfly*",
+                "Valendas",
+                "after-the-rain",
+                "appleflower",
+                "beam",
+                "butterfly",
+                "cloud",
+                "drop",
+                "flowers",
+                "fog",
+                "this-is-not-windows",
             )
         ),
         skip=("*logo*", "*origami*"),
@@ -91,15 +147,33 @@ CATALOGUE: tuple[Source, ...] = (
     Source(
         "gcompris-qt-data",
         photos=(
-            "*/explore_monuments.rcc/*", "*/explore_world_animals.rcc/*", "*/explore_farm_animals.rcc/*",
-            "*/explore_world_music.rcc/*", "*/erase.rcc/*", "*/details.rcc/*", "*/clickgame.rcc/*",
-            "*/photo_hunter.rcc/*", "*/paintings.rcc/*",
+            "*/explore_monuments.rcc/*",
+            "*/explore_world_animals.rcc/*",
+            "*/explore_farm_animals.rcc/*",
+            "*/explore_world_music.rcc/*",
+            "*/erase.rcc/*",
+            "*/details.rcc/*",
+            "*/clickgame.rcc/*",
+            "*/photo_hunter.rcc/*",
+            "*/paintings.rcc/*",
         ),
         real=("*/explore_*", "*/erase.rcc/*", "*/clickgame.rcc/*"),
-        cutouts=("*/lang.rcc/*", "*/categorization.rcc/*", "*/memory*.rcc/*", "*/instruments.rcc/*", "*/details.rcc/*"),
+        cutouts=(
+            "*/lang.rcc/*",
+            "*/categorization.rcc/*",
+            "*/memory*.rcc/*",
+            "*/instruments.rcc/*",
+            "*/details.rcc/*",
+        ),
     ),
-    Source("tuxpaint-stamps-default", cutouts=("*/stamps/*",), skip=("*/symbols/alphabets/*", "*/symbols/math/*")),
-    Source("openclipart-png", cutouts=("*/openclipart/png/*",), skip=("*/shapes/*", "*/signs_and_symbols/flags/*")),
+    Source(
+        "tuxpaint-stamps-default", cutouts=("*/stamps/*",), skip=("*/symbols/alphabets/*", "*/symbols/math/*")
+    ),
+    Source(
+        "openclipart-png",
+        cutouts=("*/openclipart/png/*",),
+        skip=("*/shapes/*", "*/signs_and_symbols/flags/*"),
+    ),
     Source("sweethome3d-furniture", cutouts=("*.sh3f/*",), meshes=True),
 )
 

@@ -50,13 +50,23 @@ class Degradation:
     """
 
     def __init__(
-        self, preset: str = "bicubic", scale: int = 4, *, sharpen: bool = False, differentiable_jpeg: bool = False
+        self,
+        preset: str = "bicubic",
+        scale: int = 4,
+        *,
+        sharpen: bool = False,
+        differentiable_jpeg: bool = False,
     ) -> None:
         if preset not in RECIPES:
             raise PolyditError(f"degradation '{preset}': unknown; choose from {', '.join(PRESETS)}")
         if not isinstance(scale, int) or scale < 1:
             raise PolyditError(f"degradation scale {scale}: must be a whole number from 1 on")
-        self.preset, self.scale, self.sharpen, self.differentiable_jpeg = preset, scale, sharpen, differentiable_jpeg
+        self.preset, self.scale, self.sharpen, self.differentiable_jpeg = (
+            preset,
+            scale,
+            sharpen,
+            differentiable_jpeg,
+        )
 
     def draw(self, size: tuple[int, int], generator: torch.Generator) -> dict[str, Any]:
         """Draw a record for a picture of this (height, width).
@@ -65,9 +75,17 @@ class Degradation:
             PolyditError: a side that the scale does not divide.
         """
         if size[0] % self.scale or size[1] % self.scale or min(size) < self.scale:
-            raise PolyditError(f"degradation: {size[1]}x{size[0]} is not a multiple of scale {self.scale}; crop it first")
+            raise PolyditError(
+                f"degradation: {size[1]}x{size[0]} is not a multiple of scale {self.scale}; crop it first"
+            )
         steps = RECIPES[self.preset](Dice(generator), (int(size[0]), int(size[1])), self.scale)
-        return {"preset": self.preset, "scale": self.scale, "size": [int(size[0]), int(size[1])], "sharpen": self.sharpen, "steps": steps}
+        return {
+            "preset": self.preset,
+            "scale": self.scale,
+            "size": [int(size[0]), int(size[1])],
+            "sharpen": self.sharpen,
+            "steps": steps,
+        }
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Degraded:
         """Degrade one picture.
@@ -81,7 +99,9 @@ class Degradation:
         return Degraded(lq, gt, record)
 
 
-def replay(image: Tensor, record: dict[str, Any], *, differentiable_jpeg: bool = False) -> tuple[Tensor, Tensor]:
+def replay(
+    image: Tensor, record: dict[str, Any], *, differentiable_jpeg: bool = False
+) -> tuple[Tensor, Tensor]:
     """Repeat a degradation.
 
     Args:

@@ -13,10 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Dice", "blur", "draw_blur_kernel", "draw_sinc_kernel", "gaussian_1d", "make_kernel", "separable_blur"]
+__all__ = [
+    "Dice",
+    "blur",
+    "draw_blur_kernel",
+    "draw_sinc_kernel",
+    "gaussian",
+    "gaussian_1d",
+    "make_kernel",
+    "separable_blur",
+]
 
 _SIZES = tuple(range(7, 22, 2))
-_KINDS = {"iso": 0.45, "aniso": 0.25, "generalized_iso": 0.12, "generalized_aniso": 0.03, "plateau_iso": 0.12, "plateau_aniso": 0.03}
+_KINDS = {
+    "iso": 0.45,
+    "aniso": 0.25,
+    "generalized_iso": 0.12,
+    "generalized_aniso": 0.03,
+    "plateau_iso": 0.12,
+    "plateau_aniso": 0.03,
+}
 
 
 class Dice:
@@ -59,6 +75,12 @@ class Dice:
         return self.integer(0, 2**31 - 1)
 
 
+def gaussian(size: int, sigma: float, across: float | None = None, theta: float = 0.0) -> dict[str, Any]:
+    """Description of a Gaussian: `sigma` along the axis at angle `theta`, `across` (default the same) across it."""
+    both = [sigma, sigma if across is None else across]
+    return {"shape": "gaussian", "size": size, "sigma": both, "theta": theta}
+
+
 def draw_blur_kernel(dice: Dice, sigma: tuple[float, float], sinc_probability: float = 0.1) -> dict[str, Any]:
     """Draw a kernel of the Real-ESRGAN mixture.
 
@@ -75,10 +97,10 @@ def draw_blur_kernel(dice: Dice, sigma: tuple[float, float], sinc_probability: f
         low = math.pi / 3 if size < 13 else math.pi / 5
         return {"shape": "sinc", "size": size, "cutoff": dice.uniform(low, math.pi)}
     kind = dice.pick(_KINDS, _KINDS.values())
-    first = dice.uniform(*sigma)
-    kernel: dict[str, Any] = {"shape": "gaussian", "size": size, "sigma": [first, first], "theta": 0.0}
+    kernel = gaussian(size, dice.uniform(*sigma))
     if kind.endswith("aniso"):
-        kernel.update(sigma=[first, dice.uniform(*sigma)], theta=dice.uniform(-math.pi, math.pi))
+        kernel["sigma"][1] = dice.uniform(*sigma)
+        kernel["theta"] = dice.uniform(-math.pi, math.pi)
     if kind.startswith("generalized"):
         beta = dice.uniform(0.5, 1) if dice.chance(0.5) else dice.uniform(1, 4)
         kernel.update(shape="generalized", beta=beta)
@@ -163,10 +185,16 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
         # Three times faster than a depthwise convolution; wrapping touches only what is cut away.
         shape = (_fast_length(padded.shape[-2]), _fast_length(padded.shape[-1]))
         spectrum = torch.fft.rfft2(padded, s=shape) * torch.fft.rfft2(kernels.flip(-1, -2)[:, None], s=shape)
-        return torch.fft.irfft2(spectrum, s=shape)[..., size - 1 : size - 1 + height, size - 1 : size - 1 + width]
-    weight = kernels[:, None, None].expand(batch, channels, 1, size, size).reshape(batch * channels, 1, size, size)
+        return torch.fft.irfft2(spectrum, s=shape)[
+            ..., size - 1 : size - 1 + height, size - 1 : size - 1 + width
+        ]
+    weight = (
+        kernels[:, None, None].expand(batch, channels, 1, size, size).reshape(batch * channels, 1, size, size)
+    )
     flat = padded.reshape(1, batch * channels, *padded.shape[-2:])
-    return torch.nn.functional.conv2d(flat, weight, groups=batch * channels).view(batch, channels, height, width)
+    return torch.nn.functional.conv2d(flat, weight, groups=batch * channels).view(
+        batch, channels, height, width
+    )
 
 
 def separable_blur(images: Tensor, profile: Tensor) -> Tensor:

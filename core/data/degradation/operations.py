@@ -1,7 +1,7 @@
 """The steps of a degradation: pure functions of an image and numbers that are written in a record.
 
-Images are (C, H, W) float in [0, 1]. Noise is drawn from a generator seeded by the record, on the CPU, so a record means
-the same everywhere.
+Images are (C, H, W) float in [0, 1]. Noise is drawn from a generator seeded by the record, on the CPU, so a record
+means the same everywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def jpeg(image: Tensor, quality: float, *, differentiable: bool = False) -> Tens
     if differentiable:
         from kornia.enhance import jpeg_codec_differentiable
 
-        return jpeg_codec_differentiable(image[None].clamp(0, 1), torch.tensor([float(quality)], device=image.device))[0]
+        return jpeg_codec_differentiable(
+            image[None].clamp(0, 1), torch.tensor([float(quality)], device=image.device)
+        )[0]
     pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=round(quality), subsampling=2)
@@ -67,8 +69,9 @@ def add_noise(image: Tensor, *, kind: str, strength: float, gray: bool, seed: in
 
     Args:
         image: (3, H, W) in [0, 1].
-        kind: ``gaussian`` (`strength` is the standard deviation in 8-bit levels) or ``poisson`` (`strength` scales the
-            shot noise of the picture's own number of levels).
+        kind: ``gaussian`` or ``poisson``.
+        strength: of Gaussian noise the standard deviation in 8-bit levels; of Poisson noise a factor on the shot noise
+            that the picture's own number of levels gives.
         gray: the same noise in all channels.
         seed: of the noise.
     """
@@ -111,8 +114,8 @@ def apply_step(image: Tensor, step: dict[str, Any], *, differentiable_jpeg: bool
 
     Args:
         image: (3, H, W) in [0, 1].
-        step: ``{"op": ...}`` with ``blur``, ``resize``, ``bicubic``, ``subsample``, ``noise``, ``jpeg`` or ``quantize``,
-            and the numbers of that step.
+        step: ``{"op": ...}`` with ``blur``, ``resize``, ``bicubic``, ``subsample``, ``noise``, ``jpeg`` or
+            ``quantize``, and the numbers of that step.
         differentiable_jpeg: see `jpeg`.
 
     Raises:
@@ -134,7 +137,9 @@ def apply_step(image: Tensor, step: dict[str, Any], *, differentiable_jpeg: bool
         factor = step["factor"]
         return _filter(image, step["kernel"])[:, ::factor, ::factor].clamp(0, 1)
     if op == "noise":
-        return add_noise(image, kind=step["kind"], strength=step["strength"], gray=step["gray"], seed=step["seed"])
+        return add_noise(
+            image, kind=step["kind"], strength=step["strength"], gray=step["gray"], seed=step["seed"]
+        )
     if op == "jpeg":
         return jpeg(image.clamp(0, 1), step["quality"], differentiable=differentiable_jpeg)
     if op == "quantize":
@@ -145,7 +150,11 @@ def apply_step(image: Tensor, step: dict[str, Any], *, differentiable_jpeg: bool
 def _filter(image: Tensor, kernel: dict[str, Any]) -> Tensor:
     if kernel["shape"] == "delta":
         return image
-    separable = kernel["shape"] == "gaussian" and kernel["sigma"][0] == kernel["sigma"][1] and not kernel.get("offset")
+    separable = (
+        kernel["shape"] == "gaussian"
+        and kernel["sigma"][0] == kernel["sigma"][1]
+        and not kernel.get("offset")
+    )
     if separable:
         return separable_blur(image[None], gaussian_1d(kernel["size"], kernel["sigma"][0]))[0]
     return blur(image[None], make_kernel(kernel))[0]

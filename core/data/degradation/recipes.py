@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .kernels import Dice, draw_blur_kernel, draw_sinc_kernel
+from .kernels import Dice, draw_blur_kernel, draw_sinc_kernel, gaussian
 from .operations import RESIZE_MODES
 
 __all__ = ["REAL_ESRGAN", "REAL_ESRGAN_MILD", "RECIPES", "Order", "TwoOrder"]
@@ -51,7 +52,13 @@ class Order:
         """A noise step."""
         kind = "gaussian" if dice.chance(self.gaussian_probability) else "poisson"
         strength = dice.uniform(*(self.gaussian if kind == "gaussian" else self.poisson))
-        return {"op": "noise", "kind": kind, "strength": strength, "gray": dice.chance(self.gray_probability), "seed": dice.seed()}
+        return {
+            "op": "noise",
+            "kind": kind,
+            "strength": strength,
+            "gray": dice.chance(self.gray_probability),
+            "seed": dice.seed(),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,21 @@ class TwoOrder:
 
 
 REAL_ESRGAN = TwoOrder(
-    first=Order(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), gaussian=(1, 30), poisson=(0.05, 3.0), quality=(30, 95)),
-    second=Order(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), gaussian=(1, 25), poisson=(0.05, 2.5), quality=(30, 95)),
+    first=Order(
+        1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), gaussian=(1, 30), poisson=(0.05, 3.0), quality=(30, 95)
+    ),
+    second=Order(
+        0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), gaussian=(1, 25), poisson=(0.05, 2.5), quality=(30, 95)
+    ),
 )
 # The milder numbers that DiT4SR's loader also has.
 REAL_ESRGAN_MILD = TwoOrder(
-    first=Order(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.3, 1.5), gaussian=(1, 15), poisson=(0.05, 2.0), quality=(60, 95)),
-    second=Order(0.5, (0.2, 1.5), (0.3, 0.4, 0.3), (0.6, 1.2), gaussian=(1, 12), poisson=(0.05, 1.0), quality=(60, 100)),
+    first=Order(
+        1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.3, 1.5), gaussian=(1, 15), poisson=(0.05, 2.0), quality=(60, 95)
+    ),
+    second=Order(
+        0.5, (0.2, 1.5), (0.3, 0.4, 0.3), (0.6, 1.2), gaussian=(1, 12), poisson=(0.05, 1.0), quality=(60, 100)
+    ),
 )
 
 
@@ -108,12 +123,15 @@ def _mild(dice: Dice, size: tuple[int, int], scale: int) -> list[Step]:
     """One order of moderate strength: Gaussian blur, bicubic reduction, Gaussian noise, JPEG."""
     steps: list[Step] = []
     if dice.chance(0.8):
-        sigma = dice.uniform(0.2, 2.0)
-        kernel = {"shape": "gaussian", "size": 13, "sigma": [sigma, sigma], "theta": 0.0}
-        steps.append({"op": "blur", "kernel": kernel})
+        steps.append({"op": "blur", "kernel": gaussian(13, dice.uniform(0.2, 2.0))})
     steps.append({"op": "bicubic", "size": [size[0] // scale, size[1] // scale]})
     if dice.chance(0.8):
-        noise = {"op": "noise", "kind": "gaussian", "strength": dice.uniform(0.5, 8.0), "gray": dice.chance(0.4)}
+        noise = {
+            "op": "noise",
+            "kind": "gaussian",
+            "strength": dice.uniform(0.5, 8.0),
+            "gray": dice.chance(0.4),
+        }
         steps.append({**noise, "seed": dice.seed()})
     if dice.chance(0.8):
         steps.append({"op": "jpeg", "quality": dice.uniform(60, 95)})
@@ -140,16 +158,15 @@ def _bsrgan_light(dice: Dice, size: tuple[int, int], scale: int) -> list[Step]:
     for what in order:
         if what == "blur":
             wide, narrow = (4 + left) / 4, (2 + 0.2 * left) / 4
+            taps = 2 * dice.integer(2, 11) + 3
             if dice.chance(0.5):
-                sigma = [max(0.05, dice.uniform(0, wide)), max(0.05, dice.uniform(0, wide))]
-                kernel = {"shape": "gaussian", "size": 2 * dice.integer(2, 11) + 3, "sigma": sigma, "theta": dice.uniform(0, 3.141592653589793)}
+                along, across = max(0.05, dice.uniform(0, wide)), max(0.05, dice.uniform(0, wide))
+                kernel = gaussian(taps, along, across, theta=dice.uniform(0, math.pi))
             else:
-                sigma = [max(0.05, dice.uniform(0, narrow))] * 2
-                kernel = {"shape": "gaussian", "size": 2 * dice.integer(2, 11) + 3, "sigma": sigma, "theta": 0.0}
+                kernel = gaussian(taps, max(0.05, dice.uniform(0, narrow)))
             steps.append({"op": "blur", "kernel": kernel})
         elif what == "resize" and dice.chance(0.2):
-            sigma = dice.uniform(0.1, 0.6 * left)
-            kernel = {"shape": "gaussian", "size": 25, "sigma": [sigma, sigma], "theta": 0.0, "offset": (left - 1) / 2}
+            kernel = {**gaussian(25, dice.uniform(0.1, 0.6 * left)), "offset": (left - 1) / 2}
             steps.append({"op": "subsample", "kernel": kernel, "factor": left})
         elif what == "resize":
             factor = dice.uniform(1, 2 * left)
@@ -158,7 +175,15 @@ def _bsrgan_light(dice: Dice, size: tuple[int, int], scale: int) -> list[Step]:
         elif what == "final":
             steps.append({"op": "resize", "size": low, "mode": dice.pick(RESIZE_MODES)})
         elif what == "noise":
-            steps.append({"op": "noise", "kind": "gaussian", "strength": dice.uniform(1, 2), "gray": dice.chance(0.4), "seed": dice.seed()})
+            steps.append(
+                {
+                    "op": "noise",
+                    "kind": "gaussian",
+                    "strength": dice.uniform(1, 2),
+                    "gray": dice.chance(0.4),
+                    "seed": dice.seed(),
+                }
+            )
         elif what == "jpeg" and dice.chance(0.9):
             steps.append({"op": "jpeg", "quality": dice.uniform(80, 95)})
     return [*steps, {"op": "jpeg", "quality": dice.uniform(80, 95)}, {"op": "quantize"}]
