@@ -116,7 +116,7 @@ REAL_ESRGAN_MILD = TwoOrder(
 
 
 def _bicubic(dice: Dice, size: tuple[int, int], scale: int) -> list[Step]:
-    return [{"op": "bicubic", "size": [size[0] // scale, size[1] // scale]}, {"op": "quantize"}]
+    return [{"op": "pillow_bicubic", "size": [size[0] // scale, size[1] // scale]}]
 
 
 def _mild(dice: Dice, size: tuple[int, int], scale: int) -> list[Step]:
