@@ -60,10 +60,12 @@ $(VENV)/bin/python:
 
 # Each stamp is the record that an installation from this pyproject.toml went through.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing PolyDiT into $(VENV), once; this takes a few minutes"
 	$(PIP) install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	@echo "installing PolyDiT and its tests into $(VENV), once; this takes a few minutes"
 	$(PIP) install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@ $(VENV)/.installed
 

@@ -69,6 +69,18 @@ def test_import_polydit_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", probe], timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["super-resolution"])
+def test_predict_imports_no_training_library(name: str):
+    probe = (
+        "import sys; from polydit.core import load, task, media, adapters; found = task.find_task(sys.argv[1]);"
+        "task.resolve(found.predict), task.resolve(found.pipeline);"
+        "heavy = {'lightning', 'kornia', 'skimage', 'gradio', 'matplotlib', 'tensorboard'} & set(sys.modules);"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe, name], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr  # each of them costs seconds
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"polydit {__version__}\n"
