@@ -228,6 +228,13 @@ def with_default_config(spec: TaskSpec, argv: list[str]) -> list[str]:
 def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, argv: list[str]) -> None:
     """Train, look at the held-out set, export beside the checkpoint and say how to use it."""
     config, module = cli.config_init, cli.model
+    limits = config["trainer"]
+    if limits["max_epochs"] == limits["max_steps"] == -1 and not (
+        limits["max_time"] or limits["fast_dev_run"]
+    ):
+        raise PolyditError(
+            "config section trainer: the run has no end; set max_steps, max_time or max_epochs"
+        )
     module.prepare()  # its complaints come before a folder exists
     options = config["checkpoint"]
     ema = EMA(module.ema_options) if module.ema_options is not None else None
@@ -304,14 +311,6 @@ def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
         PolyditError: the options contradict each other or this machine (no such device).
     """
     options = dict(config["trainer"])
-    if (
-        options["max_epochs"] == -1
-        and options["max_steps"] == -1
-        and not (options["max_time"] or options["fast_dev_run"])
-    ):
-        raise PolyditError(
-            "config section trainer: the run has no end; set max_steps, max_time or max_epochs"
-        )
     options["callbacks"] = [*callbacks, *(options.get("callbacks") or [])]
     if options.get("logger") is None:
         options["logger"] = logger

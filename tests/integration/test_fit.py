@@ -27,7 +27,7 @@ TINY = [
     "--data.crop=48",
     "--data.batch_size=2",
     "--data.num_workers=0",
-    "--data.samples_per_epoch=100",
+    "--data.samples_per_epoch=100",,
 ]
 
 
@@ -116,7 +116,7 @@ def test_fit_predict_lora_and_resume(folder, capsys):
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(folder, words, message, capsys):
-    code = main(["super-resolution", "fit", "--config", "small.yaml", *TINY, *words])
+    code = main(["super-resolution", "fit", "--config", "small.yaml", *TINY, "--trainer.max_steps=1", *words])
     assert code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
