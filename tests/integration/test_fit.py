@@ -27,7 +27,7 @@ TINY = [
     "--data.crop=48",
     "--data.batch_size=2",
     "--data.num_workers=0",
-    "--data.samples_per_epoch=100",,
+    "--data.samples_per_epoch=100",
 ]
 
 
