@@ -8,8 +8,6 @@ handled here.
 from __future__ import annotations
 
 import argparse
-import glob
-import json
 import sys
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from .commands.parser import Parser, add_options
 from .devices import check_device_name, choose_device, choose_dtype
 from .errors import PolyditError
 from .inputs import Inputs, count_suffixes, find_inputs
+from .results import RESULTS, earlier_records, existing_results, report
 from .task import Option, TaskSpec, resolve
 
 if TYPE_CHECKING:
@@ -86,17 +85,6 @@ def run(task: TaskSpec, words: Sequence[str]) -> int:
     return predict(task, options)
 
 
-def existing_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> list[Path]:
-    """What an earlier run left in the output folder for `source`."""
-    fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
-    fields["stem"] = glob.escape(source.stem)
-    patterns = [pattern.format_map(fields) for pattern in task.outputs]
-    folder: Path = options.output
-    return sorted(
-        {path for pattern in patterns for path in folder.glob(pattern) if path.name != "results.json"}
-    )
-
-
 def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], None] | None = None) -> int:
     """Run `task` on every input; what ``polydit <task> predict`` does after parsing.
 
@@ -134,7 +122,7 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
     from .media import OutputWriter
 
     writer = OutputWriter(options.output, overwrite=options.overwrite)
-    earlier = _earlier_records(writer.path("results.json"))
+    earlier = earlier_records(writer.path(RESULTS))
     records: dict[Path, dict[str, Any]] = {
         source: {**earlier.get(str(source), {"input": str(source)}), "status": "kept"}
         for source, files in kept.items()
@@ -153,11 +141,11 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
     finally:
         if any(source in records for source in todo):
             settings["seconds"] = round(time.perf_counter() - begin, 3)
-            report = _report(
+            content = report(
                 task, options, settings, [records[file] for file in inputs.files if file in records]
             )
             if not is_disk_full(sys.exception()):
-                writer.json("results.json", report, overwrite=True)
+                writer.json(RESULTS, content, overwrite=True)
     return _summary(records, inputs, options, say)
 
 
@@ -181,9 +169,9 @@ def _load_pipeline(
     if options.lora is not None:
         from .adapters import apply_lora
 
-        report = apply_lora(pipe.transformer, options.lora, options.lora_scale)
-        settings["lora_report"] = str(report)
-        say(f"{options.lora}: {report}")
+        matched = apply_lora(pipe.transformer, options.lora, options.lora_scale)
+        settings["lora_report"] = str(matched)
+        say(f"{options.lora}: {matched}")
     pipe.to(device)
     if options.cache != "none":
         _enable_cache(pipe, options.cache)
@@ -251,36 +239,6 @@ def _run_all(
             step(number + 1, 0, 1, source.name)
 
 
-def _earlier_records(file: Path) -> dict[str, dict[str, Any]]:
-    """Records of an earlier run into the same folder by input; nothing if they cannot be read."""
-    try:
-        return {record["input"]: record for record in json.loads(file.read_text(encoding="utf-8"))["inputs"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _report(
-    task: TaskSpec, options: argparse.Namespace, settings: dict[str, Any], records: list[dict[str, Any]]
-) -> dict[str, Any]:
-    import importlib.metadata
-
-    from .. import __version__
-
-    given = {
-        name: value for name, value in vars(options).items() if name not in ("debug", "progress", "overwrite")
-    }
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return {
-        "task": task.name,
-        "settings": {**given, **settings},
-        "versions": {
-            "polydit": __version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
-        },
-        "inputs": records,
-    }
-
-
 def _summary(
     records: dict[Path, dict[str, Any]],
     inputs: Inputs,
@@ -296,9 +254,7 @@ def _summary(
             f"{sum(inputs.skipped.values())} files of other kinds skipped ({count_suffixes(inputs.skipped)})"
         )
     if count["failed"]:
-        parts.append(
-            f"{count['failed']} of {len(inputs.files)} failed (see {options.output / 'results.json'})"
-        )
+        parts.append(f"{count['failed']} of {len(inputs.files)} failed (see {options.output / RESULTS})")
     say("polydit: " + "; ".join(parts))
     return 2 if count["failed"] else 0
 

@@ -118,7 +118,8 @@ class TaskSpec:
         predict_options: what ``predict`` takes beside the common options.
         input_kinds: what ``--input`` may be, ``"image"`` and/or ``"video"``, or suffixes such as ``".glb"``.
         outputs: patterns of what ``predict`` writes for one input; ``{stem}`` and the names of the options are
-            filled in. An input with a match in the output folder is kept unless ``--overwrite``.
+            filled in, and ``.*`` is any one suffix. An input with a match in the output folder is kept unless
+            ``--overwrite``.
         commands: further commands.
     """
 
@@ -135,7 +136,7 @@ class TaskSpec:
     default_config: str | None
     predict_options: tuple[Option, ...] = ()
     input_kinds: tuple[str, ...] = ("image",)
-    outputs: tuple[str, ...] = ("{stem}.*", "{stem}_*")
+    outputs: tuple[str, ...] = ("{stem}.*",)
     commands: tuple[Command, ...] = field(default=())
 
     def root(self) -> Path:

@@ -77,7 +77,9 @@ def test_predict_imports_no_training_library(name: str):
         "heavy = {'lightning', 'kornia', 'skimage', 'gradio', 'matplotlib', 'tensorboard'} & set(sys.modules);"
         "sys.exit(str(sorted(heavy)) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", probe, name], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe, name], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr  # each of them costs seconds
 
 

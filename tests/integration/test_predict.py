@@ -260,3 +260,29 @@ def test_nan_in_the_weights_is_refused(run: Any, photos: Path, tmp_path: Path, e
     assert code == 2
     assert "diffusion_pytorch_model.safetensors: weight blocks.0" in lines[0]
     assert "holds NaN or infinity" in lines[0]
+
+
+def test_results_of_other_inputs_are_not_taken_for_ones_own(
+    eighth_task: Path, tmp_path: Path, dummy_weights: Path
+):
+    from argparse import Namespace
+    from dataclasses import replace
+
+    from polydit.core.results import existing_results
+    from polydit.core.task import find_task
+
+    for name in ("a.png", "a.b.png", "a_x2.png", "a_x4.png", "[a].png", "results.json"):
+        (tmp_path / name).touch()
+
+    def found(stem: str, *outputs: str) -> list[str]:
+        task = replace(find_task("dummy"), outputs=outputs)
+        return [
+            p.name for p in existing_results(task, Path(f"{stem}.jpg"), Namespace(output=tmp_path, scale=2))
+        ]
+
+    assert found("a", "{stem}.*") == ["a.png"]
+    assert found("a.b", "{stem}.*") == ["a.b.png"]
+    assert found("[a]", "{stem}.*") == ["[a].png"]
+    assert found("a", "{stem}_x{scale}.*") == ["a_x2.png"]
+    assert found("a", "{stem}_*") == ["a_x2.png", "a_x4.png"]
+    assert found("results", "{stem}.*") == []
