@@ -19,7 +19,7 @@ from .pictures import sample_generator
 __all__ = ["LAYOUTS", "Pair", "PairedPictures", "find_pairs", "match"]
 
 # _HR, _LR4, _x1, x4, x4m, x4w2, in any combination at the end of a stem.
-_ENDINGS = re.compile(r"(?:[_-]?(?:HR|GT|LR\d*|SR|[xX]\d(?:[mdw]\d?)?))+$")
+_ENDINGS = re.compile(r"(?:[_-](?:HR|GT|SR|LR\d*)|[_-]?[xX]\d(?:[mdw]\d?)?)+$")
 
 
 @dataclass(frozen=True)

