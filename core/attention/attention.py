@@ -9,6 +9,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from .dense import attend
 from .rotary import apply_rotary
 from .window import window_attention
 
@@ -27,21 +28,6 @@ class _Backend:
     @property
     def is_default(self) -> bool:
         return self._attention_backend is None and self._parallel_config is None
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        query: (B, H, N, d).
-        key: (B, H, M, d).
-        value: (B, H, M, d).
-        mask: boolean, True = may look; broadcastable to (B, H, N, M).
-
-    Returns:
-        (B, H, N, d).
-    """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 class RMSNorm(nn.RMSNorm):

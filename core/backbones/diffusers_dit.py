@@ -1,9 +1,9 @@
 """The native DiT as diffusers' ``DiTTransformer2DModel`` and back (DiT, arXiv 2212.09748).
 
 diffusers keeps a copy of the timestep and label embedding in every block, so its DiT-XL/2 counts 749,826,464
-parameters where ours has 674,834,720 that train. Two of its settings differ from what the published weights were trained
-with, and :func:`dit_to_diffusers` corrects both: the timestep frequencies (``downscale_freq_shift`` 1 instead of 0, about
-3 % of the output) and the epsilon of the norms (1e-5 instead of 1e-6).
+parameters where ours has 674,834,720 that train. Two of its settings differ from what the published weights were
+trained with, and :func:`dit_to_diffusers` corrects both: the timestep frequencies (``downscale_freq_shift`` 1 instead
+of 0, about 3 % of the output) and the epsilon of the norms (1e-5 instead of 1e-6).
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ PLAIN: dict[str, Any] = {
     "pooled_projection_dim": None,
     "mlp_ratio": 4.0,
 }
+# what a diffusers model must be
+THEIRS_PLAIN: dict[str, Any] = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
 
 
 def _to_diffusers_keys(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -86,7 +92,9 @@ def _from_diffusers_keys(state: dict[str, Tensor], depth: int) -> dict[str, Tens
             block, source = f"blocks.{i}", f"transformer_blocks.{i}"
             for ours, theirs in BLOCK_KEYS.items():
                 out[f"{block}.{ours}.{part}"] = state[f"{source}.{theirs}.{part}"]
-            out[f"{block}.{PACKED}.{part}"] = torch.cat([state[f"{source}.{name}.{part}"] for name in UNPACKED])
+            out[f"{block}.{PACKED}.{part}"] = torch.cat(
+                [state[f"{source}.{name}.{part}"] for name in UNPACKED]
+            )
         for ours, theirs in SHARED_KEYS.items():
             copies = [state.get(f"transformer_blocks.{i}.{theirs}.{part}") for i in range(depth)]
             if copies[0] is None:
@@ -94,8 +102,8 @@ def _from_diffusers_keys(state: dict[str, Tensor], depth: int) -> dict[str, Tens
             for i, copy in enumerate(copies[1:], 1):
                 if not torch.equal(copy, copies[0]):
                     raise PolyditError(
-                        f"diffusers DiT: transformer_blocks.{i}.{theirs} differs from block 0's, and the native DiT has "
-                        "only one; train from the native weights instead"
+                        f"diffusers DiT: transformer_blocks.{i}.{theirs} differs from block 0's, and the native DiT "
+                        "has only one; keep the diffusers model"
                     )
             out[f"{ours}.{part}"] = copies[0]
     return out
@@ -117,9 +125,13 @@ def dit_to_diffusers(model: DiT) -> DiTTransformer2DModel:
     config = model.config
     for name, plain in PLAIN.items():
         if config[name] != plain:
-            raise PolyditError(f"{name}={config[name]!r}: diffusers' DiT has only {name}={plain!r}; keep the native model")
+            raise PolyditError(
+                f"{name}={config[name]!r}: diffusers' DiT has only {plain!r}; keep the native model"
+            )
     if config.num_classes is None or config.class_dropout_prob <= 0:
-        raise PolyditError("num_classes: diffusers' DiT always has class labels and a null class; keep the native model")
+        raise PolyditError(
+            "num_classes: diffusers' DiT has class labels and a null class; keep the native model"
+        )
     if len(model.patch_size) != 2 or len(set(model.base_grid)) > 1 or len(set(model.patch_size)) > 1:
         raise PolyditError(f"input_size={config.input_size}: diffusers' DiT is square; keep the native model")
     with torch.device("meta"):
@@ -146,8 +158,8 @@ def dit_to_diffusers(model: DiT) -> DiTTransformer2DModel:
 def dit_from_diffusers(model: DiTTransformer2DModel) -> DiT:
     """Build the native model from diffusers' weights.
 
-    The native model computes timesteps and norms as the published weights were trained; a plain diffusers model does not
-    (see the module's text), so their outputs agree only after :func:`dit_to_diffusers`.
+    The native model computes timesteps and norms as the published weights were trained; a plain diffusers model does
+    not (see the module's text), so its outputs are not quite the native ones.
 
     Args:
         model: a diffusers DiT, for instance ``DiTPipeline.from_pretrained(...).transformer``.
@@ -159,9 +171,11 @@ def dit_from_diffusers(model: DiTTransformer2DModel) -> DiT:
         PolyditError: the copies of the embeddings differ between blocks, or a setting has no native counterpart.
     """
     config = model.config
-    for name, plain in {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False}.items():
+    for name, plain in THEIRS_PLAIN.items():
         if config[name] != plain:
-            raise PolyditError(f"diffusers DiT: {name}={config[name]!r} has no native counterpart; it must be {plain!r}")
+            raise PolyditError(
+                f"diffusers DiT: {name}={config[name]!r} has no native counterpart, only {plain!r} has"
+            )
     out_channels = config.out_channels or config.in_channels
     learn_sigma = out_channels == 2 * config.in_channels
     with torch.device("meta"):
