@@ -15,7 +15,6 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..attention.masks import grid_coordinates
 from ..attention.rotary import apply_rotary
 from ..backbones.dit import DiT, DiTBlock, convolve_tokens, modulate
 from ..backbones.embedding import PatchEmbed
@@ -62,7 +61,10 @@ class StreamAttention(Attention):
             condition_key = self.k_norm(self.heads(self.control_k(condition_key)))
         if rope is not None:  # both streams stand on the same places
             query, key = apply_rotary(query, *rope), apply_rotary(key, *rope)
-            condition_query, condition_key = apply_rotary(condition_query, *rope), apply_rotary(condition_key, *rope)
+            condition_query, condition_key = (
+                apply_rotary(condition_query, *rope),
+                apply_rotary(condition_key, *rope),
+            )
         return (
             torch.cat([query, condition_query], dim=2),
             torch.cat([key, condition_key], dim=2),
@@ -140,7 +142,7 @@ class StreamBlock(DiTBlock):
                 hidden_states, encoder_hidden_states, encoder_attention_mask
             )
         hidden = self.mlp.hidden(modulate(self.norm2(hidden_states), shift2, scale2))
-        noisy, condition = hidden.chunk(2, dim=1)
+        condition = hidden.chunk(2, dim=1)[1]
         injected = convolve_tokens(self.control_conv, condition, grid)
         hidden = self.mlp.mix(hidden, (grid, grid))
         hidden = hidden + torch.cat([self.injection_factor * injected, torch.zeros_like(injected)], dim=1)
@@ -229,8 +231,10 @@ class StreamDiT(DiT):
             return_dict: False returns a plain tuple.
         """
         if condition is None or condition.shape[2:] != hidden_states.shape[2:]:
-            found = "none" if condition is None else f"size {list(condition.shape[2:])}"
-            raise ValueError(f"the condition must have the input's spatial size {list(hidden_states.shape[2:])}: {found}")
+            found = None if condition is None else list(condition.shape[2:])
+            raise ValueError(
+                f"the condition must have the input's size {list(hidden_states.shape[2:])}, not {found}"
+            )
         grid = self.grid_of(hidden_states)
         noisy = self.embed_tokens(hidden_states)
         lr = self.embed_tokens(condition) if self.condition_embed is None else self.condition_embed(condition)
@@ -242,7 +246,7 @@ class StreamDiT(DiT):
             self.block_conditioning(c),
             context,
             encoder_attention_mask,
-            rope=self.rotary(grid_coordinates(grid, x.device)) if self.rotary is not None else None,
+            rope=self.rotary(self.position_ids(grid, x.device)) if self.rotary is not None else None,
             grids=(grid,),
         )
         sample = self.head(x.chunk(2, dim=1)[0], c, grid)

@@ -43,7 +43,11 @@ TASK = TaskSpec(
         Option("--tile", "int", 512, "side of a tile in output pixels; 0 for no tiling"),
         Option("--overlap", "int", 64, "output pixels that neighbouring tiles share"),
         Option(
-            "--color-fix", "str", "none", "take the colours from the enlarged input", choices=("none", "adain", "wavelet")
+            "--color-fix",
+            "str",
+            "none",
+            "take the colours from the enlarged input",
+            choices=("none", "adain", "wavelet"),
         ),
     ),
     input_kinds=("image", "video"),

@@ -69,7 +69,7 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         preset = self.presets[rng.choice(len(self.presets), p=self.preset_weights)]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pair = Degradation(preset, scale)(high, generator)
-        return as_sample(pair.lq, pair.gt, scale)
+        return as_sample(pair.lq, pair.gt, scale, keep_low=len(self.scales) == 1)
 
     def _picture(self, path: Path) -> np.ndarray:
         if path in self._cache:
@@ -99,13 +99,17 @@ class HeldOutCrops(Dataset[dict[str, Any]]):
         part = np.ascontiguousarray(picture[top : top + self.crop, left : left + self.crop])
         high = torch.from_numpy(part).permute(2, 0, 1).float() / 255
         pair = Degradation(preset, self.scale)(high, torch.Generator().manual_seed(index))
-        return {**as_sample(pair.lq, pair.gt, self.scale), "low_picture": pair.lq * 2 - 1}
+        return as_sample(pair.lq, pair.gt, self.scale)
 
 
-def as_sample(low: Tensor, high: Tensor, scale: int) -> dict[str, Any]:
-    """Pixels in [0, 1] to a sample: ``high`` and ``enlarged`` (3, H, W) in [-1, 1], and the factor."""
+def as_sample(low: Tensor, high: Tensor, scale: int, keep_low: bool = True) -> dict[str, Any]:
+    """Pixels in [0, 1] to a sample: ``high``, ``enlarged`` and ``low`` (3, H, W) in [-1, 1], and the factor.
+
+    ``low`` is left out where factors are mixed: its sizes would differ within a batch.
+    """
     high, low = high * 2 - 1, low * 2 - 1
-    return {"high": high, "enlarged": upsample(low[None], scale)[0], "scale": scale}
+    sample = {"high": high, "enlarged": upsample(low[None], scale)[0], "scale": scale}
+    return {**sample, "low": low} if keep_low else sample
 
 
 def _normalised(table: dict[Any, float]) -> np.ndarray:
@@ -145,15 +149,19 @@ class SuperResolutionData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.options = dict(crop=crop, scales=scales, degradations=degradations)
+        self.options: dict[str, Any] = {"crop": crop, "scales": scales, "degradations": degradations}
         self.path, self.val_path = Path(path), Path(val_path) if val_path else None
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.samples_per_epoch, self.cache_megabytes, self.strict = samples_per_epoch, cache_megabytes, strict
         unknown = sorted(set(degradations) - set(PRESETS))
         if unknown:
-            raise PolyditError(f"--data.degradations: {unknown[0]!r} is unknown; choose from {', '.join(PRESETS)}")
+            raise PolyditError(
+                f"--data.degradations: {unknown[0]!r} is unknown; choose from {', '.join(PRESETS)}"
+            )
         if any(crop % s for s in scales):
-            raise PolyditError(f"--data.crop {crop} must divide by every factor in --data.scales {list(scales)}")
+            raise PolyditError(
+                f"--data.crop {crop} must divide by every factor in --data.scales {list(scales)}"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Find the pictures; unreadable or too small ones are named and left out."""
@@ -193,7 +201,9 @@ class SuperResolutionData(LightningDataModule):
             try:
                 width, height = image_size(path)
                 if min(width, height) < self.options["crop"]:
-                    raise PolyditError(f"{path}: {width}x{height} is smaller than the crop of {self.options['crop']}")
+                    raise PolyditError(
+                        f"{path}: {width}x{height} is smaller than the crop of {self.options['crop']}"
+                    )
                 usable.append(path)
             except PolyditError as error:
                 if self.strict:

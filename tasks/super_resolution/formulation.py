@@ -19,8 +19,8 @@ __all__ = ["Formulation", "upsample"]
 class Space(Protocol):
     """What is needed of an autoencoder (see ``polydit.core.autoencoders``)."""
 
-    def encode(self, pixels: Tensor) -> Tensor: ...  # noqa: D102
-    def decode(self, latents: Tensor) -> Tensor: ...  # noqa: D102
+    def encode(self, pixels: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 def upsample(image: Tensor, scale: int) -> Tensor:
@@ -36,6 +36,8 @@ class Formulation:
     Attributes:
         conditioning: ``"stream"``: the enlarged picture is a second token stream (DiT4SR); ``"channels"``: it is
             concatenated to the noisy input (LDM-SR).
+        low_condition: the condition is the low-resolution picture as it is, not enlarged, because it has the size of
+            the latents already (LDM-SR: factor 4 and an autoencoder that shrinks by 4).
         residual_scale: if set, the network works on (high - enlarged) / residual_scale instead of on the picture
             itself; for pixel space, where the enlarged picture already holds most of the signal.
         scales: factors that the weights know; with more than one, the factor is the class label.
@@ -45,13 +47,20 @@ class Formulation:
     """
 
     conditioning: str = "stream"
+    low_condition: bool = False
     residual_scale: float | None = None
     scales: tuple[int, ...] = (4,)
     signal_gain: bool = False
 
     def __post_init__(self) -> None:
         if self.conditioning not in ("stream", "channels"):
-            raise PolyditError(f"conditioning {self.conditioning!r} is not known; choose 'stream' or 'channels'")
+            raise PolyditError(
+                f"conditioning {self.conditioning!r} is not known; choose 'stream' or 'channels'"
+            )
+        if self.low_condition and self.residual_scale is not None:
+            raise PolyditError(
+                "low_condition is for latents; a residual is conditioned on the enlarged picture"
+            )
         object.__setattr__(self, "scales", tuple(self.scales))
 
     def config(self) -> dict[str, Any]:
@@ -71,13 +80,17 @@ class Formulation:
             return (high - enlarged) / self.residual_scale
         return space.encode(high)
 
-    def condition(self, enlarged: Tensor, space: Space) -> Tensor:
+    def condition(self, low: Tensor | None, enlarged: Tensor, space: Space) -> Tensor:
         """The condition, of the spatial size of the latents.
 
         Beside a residual it is the enlarged picture and its local detail, the difference to the mean of 17 x 17
         pixels, in the units of the residual: six channels. The detail alone is what the residual depends on, and it
         would drown in the picture's brightness.
         """
+        if self.low_condition:
+            if low is None:
+                raise PolyditError("low_condition needs pairs of one factor: give one entry in --data.scales")
+            return low
         if self.residual_scale is None:
             return space.encode(enlarged)
         mean = F.avg_pool2d(F.pad(enlarged, (8, 8, 8, 8), mode="replicate"), 17, stride=1)

@@ -15,7 +15,7 @@ from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.training import DiffusionModule
 from .formulation import Formulation, upsample
-from .losses import gradient_loss
+from .losses import gradient_loss, psnr_loss
 
 __all__ = ["SuperResolution"]
 
@@ -28,10 +28,12 @@ class SuperResolution(DiffusionModule):
         objective: as in :class:`DiffusionModule`.
         autoencoder: None for pixel space.
         conditioning: ``"stream"`` or ``"channels"``, see :class:`Formulation`.
+        low_condition: see :class:`Formulation`.
         residual_scale: see :class:`Formulation`.
         scales: factors to train; the data module draws them. With several, the backbone needs as many classes.
         signal_gain: see :class:`Formulation`.
-        gradient_weight: weight of the loss on edges of the predicted picture (pixel space).
+        gradient_weight: weight of the loss on edges of the predicted picture.
+        psnr_weight: weight of minus the PSNR of the predicted picture, in dB.
         **kwargs: of :class:`DiffusionModule`.
     """
 
@@ -41,15 +43,19 @@ class SuperResolution(DiffusionModule):
         objective: Objective | None = None,
         autoencoder: nn.Module | None = None,
         conditioning: str = "stream",
+        low_condition: bool = False,
         residual_scale: float | None = None,
         scales: list[int] = [4],  # noqa: B006 - read only; the parser shows it
         signal_gain: bool = False,
         gradient_weight: float = 0.0,
+        psnr_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
-        self.formulation = Formulation(conditioning, residual_scale, tuple(scales), signal_gain)
-        self.gradient_weight = gradient_weight
+        self.formulation = Formulation(
+            conditioning, low_condition, residual_scale, tuple(scales), signal_gain
+        )
+        self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
 
     @property
     def space(self) -> Any:
@@ -58,11 +64,11 @@ class SuperResolution(DiffusionModule):
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Clean latents of the high-resolution picture, or its residual over the enlarged one."""
-        return self.formulation.target(batch["high"], self._enlarged(batch), self.space)
+        return self.formulation.target(batch["high"], batch["enlarged"], self.space)
 
     def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """The enlarged picture in the space of the latents, and the factor as class label."""
-        enlarged = self._enlarged(batch)
+        enlarged = batch["enlarged"]
         labels = self.formulation.labels(batch["scale"], len(enlarged), enlarged.device)
         return {"condition": self.formulation.condition(enlarged, self.space), "labels": labels}
 
@@ -73,12 +79,16 @@ class SuperResolution(DiffusionModule):
         )
 
     def extra_losses(self, batch: Mapping[str, Tensor], output: ObjectiveOutput) -> dict[str, Tensor]:
-        """The edge loss, where it is asked for."""
-        if not self.gradient_weight:
+        """Losses on the predicted picture, where they are asked for."""
+        weights = {gradient_loss: self.gradient_weight, psnr_loss: self.psnr_weight}
+        if not any(weights.values()):
             return {}
-        enlarged = self._enlarged(batch)
-        restored = self.formulation.finish(output.x0, enlarged, self.space)
-        return {"gradient": self.gradient_weight * gradient_loss(restored, batch["high"])}
+        restored = self.formulation.finish(output.x0, batch["enlarged"], self.space)
+        return {
+            loss.__name__.removesuffix("_loss"): weight * loss(restored, batch["high"])
+            for loss, weight in weights.items()
+            if weight
+        }
 
     def build_pipeline(self) -> DiffusionPipeline:
         """The pipeline over this backbone."""
@@ -97,14 +107,11 @@ class SuperResolution(DiffusionModule):
     ) -> list[dict[str, np.ndarray]]:
         """Enlarged, restored and true picture of the first samples of the batch."""
         panels = []
-        for low, high, scale in list(zip(batch["low_picture"], batch["high"], batch["scale"], strict=True))[:4]:
+        for low, high, scale in list(zip(batch["low"], batch["high"], batch["scale"], strict=True))[:4]:
             result = pipeline(low[None], scale=int(scale), generator=generator, output_type="pt").images[0]
             named = {"bicubic": upsample(low[None], int(scale))[0], "restored": result, "original": high}
             panels.append({name: _to_uint8(picture) for name, picture in named.items()})
         return panels
-
-    def _enlarged(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return batch["enlarged"]
 
 
 def _to_uint8(picture: Tensor) -> np.ndarray:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from ...core.autoencoders import as_autoencoder
-from ...core.colour import adain, wavelet
-from ...core.diffusion import Parameterization, with_scheduler
+from ...core.colour import adain, colour_fix, wavelet
+from ...core.diffusion import Denoise, Parameterization, with_scheduler
 from ...core.errors import PolyditError
-from ...core.tiling import Tile, tiled_strips
+from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
 from .formulation import Formulation, upsample
 
 __all__ = ["SuperResolutionOutput", "SuperResolutionPipeline"]
@@ -45,15 +47,15 @@ class SuperResolutionPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]
+    _optional_components = ["vae"]  # noqa: RUF012 - as diffusers declares it
 
     def __init__(
         self,
-        transformer: Any,
-        scheduler: Any,
-        vae: Any = None,
-        formulation: dict[str, Any] | None = None,
-        parameterization: dict[str, Any] | None = None,
+        transformer: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: ModelMixin | None = None,
+        formulation: dict | None = None,  # plain types: diffusers checks what it loads against them
+        parameterization: dict | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
@@ -110,7 +112,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
         arrays = [((r[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy() for r in results]
         if output_type == "np":
             return SuperResolutionOutput(images=arrays)
-        return SuperResolutionOutput(images=[Image.fromarray((a * 255).round().astype(np.uint8)) for a in arrays])
+        return SuperResolutionOutput(
+            images=[Image.fromarray((a * 255).round().astype(np.uint8)) for a in arrays]
+        )
 
     @torch.no_grad()
     def strips(
@@ -141,63 +145,110 @@ class SuperResolutionPipeline(DiffusionPipeline):
         """
         self.check_scale(scale)
         if color_fix not in COLOR_FIXES:
-            raise PolyditError(f"--color-fix {color_fix!r} is not known; choose one of {', '.join(COLOR_FIXES)}")
+            raise PolyditError(
+                f"--color-fix {color_fix!r} is not known; choose one of {', '.join(COLOR_FIXES)}"
+            )
         if num_inference_steps < 1:
             raise PolyditError(f"--steps {num_inference_steps}: at least 1 step is needed")
+        if self.vae is not None:
+            whole = self.restore_latents(to_float(low), scale, num_inference_steps, generator, tile, overlap)
+            yield colour_fix(whole, upsample(to_float(low), scale), color_fix)
+            return
         height, width = low.shape[-2:]
         side = max(tile // scale, 1) if tile else max(height, width)
         shared = min(overlap // scale, side // 2) if tile else 0
-        noise = NoiseField(generator, scale)
+        noise = NoiseField(generator, 3 * scale**2)
 
         def crop(one: Tile) -> Tensor:
-            part = to_float(one.crop(low))
-            return torch.cat([part, noise.crop(one)], dim=1)
+            return torch.cat([to_float(one.crop(low)), noise.crop(one)], dim=1)
 
         def enlarge(parts: Tensor) -> Tensor:
-            picture, unshuffled = parts[:, :3], parts[:, 3:]
-            enlarged = upsample(picture, scale)
-            out = self.restore(enlarged, F.pixel_shuffle(unshuffled, scale), scale, num_inference_steps)
-            return wavelet(out, enlarged) if color_fix == "wavelet" else out
+            picture = parts[:, :3]
+            restored = self.restore(picture, F.pixel_shuffle(parts[:, 3:], scale), scale, num_inference_steps)
+            return wavelet(restored, upsample(picture, scale)) if color_fix == "wavelet" else restored
 
-        strips = tiled_strips(enlarge, crop, height, width, side, shared, scale, blend="cosine", progress=progress)
-        if color_fix == "adain":
-            whole = torch.cat(list(strips), dim=-2)
-            strips = iter([adain(whole, upsample(to_float(low), scale))])
+        strips = tiled_strips(
+            enlarge, crop, height, width, side, shared, scale, blend="cosine", progress=progress
+        )
+        if color_fix == "adain":  # needs the statistics of the whole picture
+            strips = iter([adain(torch.cat(list(strips), dim=-2), upsample(to_float(low), scale))])
         yield from strips
 
-    def restore(self, enlarged: Tensor, noise: Tensor, scale: int, num_inference_steps: int) -> Tensor:
-        """Restore an enlarged picture (B, 3, H, W) in [-1, 1], given standard normal noise of the same size."""
-        formulation, space = self.formulation, self.space
-        device, dtype = self.transformer.device, self.transformer.dtype
-        multiple = getattr(space, "spatial_factor", 1) * _patch(self.transformer)
+    def restore(self, low: Tensor, noise: Tensor, scale: int, num_inference_steps: int) -> Tensor:
+        """Restore one tile in pixel space.
+
+        Args:
+            low: (B, 3, h, w) in [-1, 1].
+            noise: standard normal (B, 3, h * scale, w * scale).
+            scale: see :meth:`__call__`.
+            num_inference_steps: see :meth:`__call__`.
+
+        Returns:
+            (B, 3, h * scale, w * scale), float32 on the CPU.
+        """
+        enlarged = upsample(low, scale)
         height, width = enlarged.shape[-2:]
+        multiple = _patch(self.transformer)
         padding = (0, -width % multiple, 0, -height % multiple)
-        picture = F.pad(enlarged, padding, mode="replicate").to(device)
-        condition = formulation.condition(picture, space)
-        if condition.shape[-2:] != picture.shape[-2:]:  # latents: their own noise, from the same source
-            noise = noise[..., : condition.shape[-2], : condition.shape[-1]].repeat(
-                1, -(-condition.shape[1] // noise.shape[1]), 1, 1
-            )[:, : condition.shape[1]]
-        else:
-            noise = F.pad(noise, padding)
-        labels = formulation.labels(scale, len(picture), device)
+        enlarged = F.pad(enlarged, padding, mode="replicate").to(self.transformer.device)
+        condition = self.formulation.condition(None, enlarged, self.space)
+        predict = self.predictor(condition, scale)
+        latents = self.sample(predict, F.pad(noise, padding).to(condition.device), num_inference_steps)
+        restored = self.formulation.finish(latents, enlarged, self.space)
+        return restored[..., :height, :width].float().cpu()
+
+    def restore_latents(
+        self,
+        low: Tensor,
+        scale: int,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+        tile: int,
+        overlap: int,
+    ) -> Tensor:
+        """Restore a whole picture in latent space, averaging the predictions of latent tiles inside each step.
+
+        "MultiDiffusion" (arXiv 2302.08113), as DiT4SR runs pictures larger than it was trained on.
+        """
+        space, device = self.space, self.transformer.device
+        factor = space.spatial_factor
+        low = low.to(device)
+        height, width = (side * scale for side in low.shape[-2:])
+        multiple = math.lcm(factor * _patch(self.transformer), scale) // scale
+        low = F.pad(low, (0, -low.shape[-1] % multiple, 0, -low.shape[-2] % multiple), mode="replicate")
+        enlarged = upsample(low, scale)
+        condition = self.formulation.condition(low, enlarged, space)
+        shape = (len(low), space.channels, enlarged.shape[-2] // factor, enlarged.shape[-1] // factor)
+        noise = randn_tensor(shape, generator=generator, device=device)
+        side = max(tile // factor, 1) if tile else max(shape[-2:])
+        side += -side % _patch(self.transformer)
+        shared = min(overlap // factor, side // 2) if tile else 0
+
+        def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+            def one_call(crops: Tensor, tiles: Sequence[Tile]) -> Tensor:
+                return self.predictor(crop_tiles(condition, tiles), scale)(crops, timestep.repeat(len(tiles)))
+
+            return multidiffusion(one_call, x_t, side, shared)
+
+        latents = self.sample(predict, noise, num_inference_steps)
+        restored = self.formulation.finish(latents, enlarged, space)
+        return restored[..., :height, :width].float().cpu()
+
+    def predictor(self, condition: Tensor, scale: int) -> Denoise:
+        """The network with its condition filled in."""
+        labels = self.formulation.labels(scale, len(condition), condition.device)
+        dtype = self.transformer.dtype
 
         def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return formulation.predict(
+            return self.formulation.predict(
                 self.transformer, x_t.to(dtype), timestep, condition, labels, self.parameterization
             ).float()
 
-        latents = with_scheduler(
-            denoise,
-            noise.to(device),
-            self.parameterization,
-            self.scheduler,
-            steps=None,
-            # Evenly from pure noise, so that one step is the network's direct answer at t = 1.
-            set_timesteps={"sigmas": [1 - i / num_inference_steps for i in range(num_inference_steps)]},
-        )
-        restored = formulation.finish(latents, picture, space)[..., :height, :width]
-        return restored.float().cpu()
+        return denoise
+
+    def sample(self, denoise: Denoise, noise: Tensor, num_inference_steps: int) -> Tensor:
+        """From noise to latents; the levels are even, so that one step is the network's answer at pure noise."""
+        return with_scheduler(denoise, noise, self.parameterization, self.scheduler, num_inference_steps)
 
 
 class NoiseField:
@@ -207,12 +258,12 @@ class NoiseField:
     drawing the whole.
     """
 
-    def __init__(self, generator: torch.Generator | None, scale: int, channels: int = 3, cell: int = 32) -> None:
+    def __init__(self, generator: torch.Generator | None, channels: int, cell: int = 32) -> None:
         self.seed = int(torch.randint(2**62, (), generator=generator))
-        self.channels, self.cell = channels * scale**2, cell
+        self.channels, self.cell = channels, cell
 
     def crop(self, tile: Tile) -> Tensor:
-        """Noise over a tile of the input, ``channels * scale^2`` values per pixel: (1, C, height, width)."""
+        """Noise over a tile of the input, (1, channels, height, width)."""
         cell = self.cell
         rows = range(tile.top // cell, (tile.top + tile.height - 1) // cell + 1)
         columns = range(tile.left // cell, (tile.left + tile.width - 1) // cell + 1)

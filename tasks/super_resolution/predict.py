@@ -18,7 +18,11 @@ __all__ = ["predict_one"]
 
 
 def predict_one(
-    pipe: SuperResolutionPipeline, source: Path, writer: OutputWriter, options: Namespace, generator: torch.Generator
+    pipe: SuperResolutionPipeline,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
 ) -> dict[str, Any]:
     """Enlarge one picture (``<stem>.png``) or video, and say what was done.
 
