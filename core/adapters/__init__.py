@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .group import inject_group, load_group_lora
+from .loading import LoadReport, apply_lora, continue_from, load_lora
 from .lora import (
     adapter_names,
     adapter_weights,
@@ -14,7 +16,7 @@ from .lora import (
     unload,
     unmerge,
 )
-from .lora_file import LoadReport, apply_lora, load_lora, save_lora
+from .lora_file import save_lora
 from .options import LoraOptions
 
 __all__ = [
@@ -24,9 +26,12 @@ __all__ = [
     "adapter_weights",
     "apply_lora",
     "bake",
+    "continue_from",
     "count_trainable",
     "grow_rank",
     "inject",
+    "inject_group",
+    "load_group_lora",
     "load_lora",
     "merge",
     "save_lora",

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import PolyditError
-from .lora import (
-    INITIAL,
-    adapter_names,
-    adapter_weights,
-    add_adapter,
-    delta,
-    exactly,
-    lora_layers,
-    set_adapter_weights,
-    training_scale,
-)
-from .targets import adaptable_modules
+from .lora import INITIAL, adapter_names, lora_layers, training_scale
 
-__all__ = [
-    "LoadReport",
-    "apply_lora",
-    "describe_base",
-    "load_lora",
-    "lora_state_dict",
-    "read_lora",
-    "save_lora",
-]
+__all__ = ["LoraModule", "describe_base", "lora_state_dict", "read_lora", "save_lora"]
 
 HEADER = "polydit"
 PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
 SUFFIX = re.compile(
     r"\.(?:(?P<a>lora_A|lora_down)|(?P<b>lora_B|lora_up)|(?P<m>lora_magnitude_vector|dora_scale)|(?P<alpha>alpha))(?:\.weight)?$"
 )
-
-
-@dataclass
-class LoadReport:
-    """What came of loading a LoRA file.
-
-    Attributes:
-        matched: Keys of the file that were used.
-        unexpected: Keys that belong to no module of the model.
-        missing: Modules of which the file has only one factor.
-        scale: The strength it was loaded at.
-        note: A remark on the base it was trained on, or empty.
-    """
-
-    matched: list[str]
-    unexpected: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    scale: float = 1.0
-    note: str = ""
-
-    def __str__(self) -> str:
-        total = len(self.matched) + len(self.unexpected)
-        return f"{len(self.matched)} of {total} keys matched, scale {self.scale:g}" + (
-            f"; {self.note}" if self.note else ""
-        )
 
 
 @dataclass
@@ -163,6 +119,7 @@ def save_lora(
         "training_alpha": sorted({float(layer.lora_alpha[adapter]) for _, layer in layers}),
         "training_rank": ranks,
         "rslora": any(layer.use_rslora.get(adapter, False) for _, layer in layers),
+        "tokens": "group" if any(hasattr(layer, "per_group") for _, layer in layers) else "all",
         "base": describe_base(model),
         **(metadata or {}),
     }
@@ -250,98 +207,3 @@ def header_scales(header: Mapping[str, str]) -> Any:
         return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
     return scale
-
-
-def base_weight(module: nn.Module) -> Tensor:
-    """The weight under an adapter, or of a module without one."""
-    weight = getattr(module, "base_layer", module).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def match_modules(
-    path: str | Path, model: nn.Module, scale: float
-) -> tuple[dict[str, LoraModule], LoadReport]:
-    """Read a file for a model; every module of the file must be one of the model, in shape too."""
-    modules, unexpected, missing, entry = read_lora(path)
-    have = adaptable_modules(model)
-    strangers = [name for name in modules if name not in have]
-    if strangers:
-        base = entry.get("base", {}).get("class")
-        trained_on = f" (it was trained on {base})" if base else ""
-        raise PolyditError(
-            f"{path}: {len(strangers)} of {len(modules)} modules are not in {type(model).__name__}{trained_on}: "
-            f"{', '.join(strangers[:3])}; use the weights it was trained on"
-        )
-    for name, part in modules.items():
-        weight = base_weight(have[name])
-        if (part.b.shape[0], *part.a.shape[1:]) != tuple(weight.shape) or part.b.shape[1] != part.a.shape[0]:
-            raise PolyditError(
-                f"{path}: {name} is made for a weight of {[part.b.shape[0], *part.a.shape[1:]]}, the model has "
-                f"{list(weight.shape)}; use the weights it was trained on"
-            )
-    note = ""
-    mine = describe_base(model)
-    if entry.get("base") and entry["base"] != mine:
-        note = f"trained on another {entry['base'].get('class', 'base')} configuration"
-    matched = [key for part in modules.values() for key in part.keys]
-    return modules, LoadReport(matched, unexpected, missing, scale, note)
-
-
-def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-    """Attach a LoRA file to a model as an adapter, active beside those it has, with frozen factors.
-
-    Args:
-        model: Any module whose names the file uses.
-        path: A safetensors file in PEFT naming.
-        scale: Strength; 1 is as trained, 0 is off.
-        adapter: Name to give it.
-
-    Raises:
-        PolyditError: the file is not a LoRA of this model; lists the first three modules that do not match.
-    """
-    from peft import LoraConfig
-
-    modules, report = match_modules(path, model, scale)
-    others = adapter_weights(model)
-    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
-    config = LoraConfig(
-        r=max(part.a.shape[0] for part in modules.values()),
-        target_modules=exactly(list(modules)),
-        use_dora=any(part.magnitude is not None for part in modules.values()),
-        rank_pattern={re.escape(name): part.a.shape[0] for name, part in modules.items()},
-        alpha_pattern={re.escape(name): part.scale * part.a.shape[0] for name, part in modules.items()},
-    )
-    add_adapter(model, config, adapter)
-    for name, layer in lora_layers(model, adapter):
-        part = modules[name]
-        layer.lora_A[adapter].weight.data.copy_(part.a)
-        layer.lora_B[adapter].weight.data.copy_(part.b)
-        if part.magnitude is not None:
-            layer.lora_magnitude_vector[adapter].weight.data.copy_(part.magnitude)
-    for name, parameter in model.named_parameters():
-        if name.replace(".base_layer", "") in frozen:
-            parameter.requires_grad_(frozen[name.replace(".base_layer", "")])
-    set_adapter_weights(model, {**others, adapter: scale})
-    return report
-
-
-@torch.no_grad()
-def apply_lora(model: nn.Module, path: str | Path, scale: float = 1.0) -> LoadReport:
-    """Add a LoRA file to the weights of a model for good, without peft (whose import takes seconds).
-
-    Raises:
-        PolyditError: as :func:`load_lora`.
-    """
-    modules, report = match_modules(path, model, scale)
-    have = adaptable_modules(model)
-    for name, part in modules.items():
-        weight = base_weight(have[name])
-        change = scale * part.scale * delta(part.a.float(), part.b.float()).to(weight.device)
-        updated = weight.float() + change
-        if part.magnitude is not None:  # DoRA: the direction, times the learned length of each output's row
-            shape = (-1, *[1] * (weight.ndim - 1))
-            length = updated.flatten(1).norm(dim=1).view(shape)
-            updated = updated * (part.magnitude.float().to(weight.device).view(shape) / length)
-        weight.copy_(updated)
-    return report

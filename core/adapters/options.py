@@ -28,6 +28,7 @@ class LoraOptions:
             exported as a plain LoRA of twice the rank.
         rank_pattern: Rank of modules by name ending or expression.
         alpha_pattern: Alpha likewise.
+        init_from: LoRA file to go on from, of this rank or less; what the file lacks starts fresh.
         lr_ratio: Learning rate of B over that of A (LoRA+, arXiv 2402.12354; 4 to 16 are usual).
     """
 
@@ -41,6 +42,7 @@ class LoraOptions:
     init: str = "default"
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    init_from: str | None = None
     lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class LoraOptions:
             raise PolyditError(
                 "model.adapter.rank: a rank is at least 1; exclude modules with model.adapter.exclude"
             )
+        if self.init_from and self.changes_base:
+            raise PolyditError(f"model.adapter.init_from does not go with init {self.init}; use init default")
         if self.use_dora and self.changes_base:
             raise PolyditError(f"model.adapter: DoRA does not go with init {self.init}; use init default")
 

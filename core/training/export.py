@@ -33,7 +33,7 @@ def load_module(
     Raises:
         PolyditError: the checkpoint is unreadable or of another task.
     """
-    from .cli import instantiate
+    from .config import instantiate
 
     checkpoint = read_checkpoint(ckpt_path)
     record = checkpoint["polydit"]
@@ -41,7 +41,10 @@ def load_module(
         raise PolyditError(
             f"{ckpt_path}: trained for {record.get('task')}, not {spec.name}; use `polydit {record.get('task')} export`"
         )
-    module = instantiate(spec, record["config"])
+    config = record["config"]
+    if config["model"].get("adapter"):
+        config["model"]["adapter"]["init_from"] = None  # the checkpoint is further than that
+    module = instantiate(spec, config)
     module.prepare()
     module.on_load_checkpoint(checkpoint)
     state = checkpoint["state_dict"]

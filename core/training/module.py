@@ -14,14 +14,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from ..adapters import LoraOptions, inject
+from ..adapters import LoraOptions, continue_from, inject
 from ..diffusion.objective import Objective, ObjectiveOutput
 from ..errors import PolyditError
 from .ema import EmaOptions
 from .guard import FiniteGuard, describe_batch
 from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
 from .resume import collect, restore
-from .weights import is_on_meta, read_weights
+from .weights import difference, is_on_meta, read_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -127,6 +127,8 @@ class DiffusionModule(LightningModule):
                 )
             self.backbone.requires_grad_(False)
             inject(self.backbone, self.adapter_options)
+            if self.adapter_options.init_from and not is_on_meta(self.backbone):
+                continue_from(self.backbone, self.adapter_options.init_from)
         if self.gradient_checkpointing:
             enable = getattr(self.backbone, "enable_gradient_checkpointing", None)
             if enable is None:
@@ -248,6 +250,10 @@ class DiffusionModule(LightningModule):
 
     def on_validation_end(self) -> None:
         """Counterpart of :meth:`on_validation_model_zero_grad`."""
+        self.restore_random_states()
+
+    def restore_random_states(self) -> None:
+        """Forget what a validation drew; calling it again changes nothing."""
         if self._random_states is not None:
             restore(self._random_states)
             self._random_states = None
@@ -349,20 +355,13 @@ class DiffusionModule(LightningModule):
                     f"--ckpt_path: this checkpoint was trained for {what} {theirs}, not {mine}; "
                     f"use the config it was trained with"
                 )
-        own, given = self.state_dict(), checkpoint["state_dict"]
-        missing = sorted(self.saved_names() - given.keys())
-        unexpected = sorted(given.keys() - own.keys())
-        shapes = [name for name, value in given.items() if name in own and own[name].shape != value.shape]
-        for problem, names in (
-            ("lacks", missing),
-            ("has unknown", unexpected),
-            ("has other shapes for", shapes),
-        ):
-            if names:
-                raise PolyditError(
-                    f"--ckpt_path: the checkpoint {problem} {len(names)} of the weights of this "
-                    f"{type(self.backbone).__name__} ({', '.join(names[:3])}); use the config it was trained with"
-                )
+        given = checkpoint["state_dict"]
+        problem = difference(self.state_dict(), given, self.saved_names())
+        if problem:
+            raise PolyditError(
+                f"--ckpt_path: the checkpoint {problem} of this {type(self.backbone).__name__}; "
+                "use the config it was trained with"
+            )
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             checkpoint["average_state"] = given
             checkpoint["state_dict"] = {**given, **checkpoint.get("current_model_state", {})}

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -41,6 +42,7 @@ class RunProgress(ProgressBar):
         self._loss = ""
         self._line_at = 0.0
         self._read_at = 0.0
+        self._logged = (0, 0.0)
 
     def disable(self) -> None:
         """Other ranks, or the user, want none."""
@@ -82,6 +84,8 @@ class RunProgress(ProgressBar):
         if self._clock.samples_at_start is None:
             # the first step compiles, allocates and reads ahead: no measure of speed
             self._clock.start(now)
+        if trainer.global_step % trainer.log_every_n_steps == 0 and not trainer.fit_loop._should_accumulate():
+            self._log_speed(trainer, now)
         if not self._enabled or now - self._read_at < self.refresh_seconds:
             return
         self._read_at = now
@@ -92,6 +96,17 @@ class RunProgress(ProgressBar):
         elif now - self._line_at >= self.every_seconds:
             self._line_at = now
             self._line(text)
+
+    def _log_speed(self, trainer: Trainer, now: float) -> None:
+        """Samples per second since the last time, and the most memory used so far, to the loggers."""
+        samples, began = self._logged
+        self._logged = (self._clock.samples, now)
+        if began and now > began:
+            figures = {"perf/samples_per_second": (self._clock.samples - samples) / (now - began)}
+            if torch.cuda.is_available():
+                figures["perf/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, trainer.global_step)
 
     def describe(self, trainer: Trainer, share: float, now: float, outputs: Any = None) -> str:
         """``step 120/2000 · loss 0.123 · 812 samples/s · 0:01:02 left``."""

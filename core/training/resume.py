@@ -41,6 +41,10 @@ class RandomState(Callback):
         states = checkpoint.get("random_states", [])
         self._loaded = states[trainer.global_rank] if len(states) == trainer.world_size else None
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore before the checkpoints that a validation leads to; the module's own hook comes after them."""
+        pl_module.restore_random_states()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore, after set-up has drawn its own numbers and before the first sample is read."""
         if self._loaded is not None:

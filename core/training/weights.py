@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import PolyditError
 from .checkpoints import read_checkpoint
 
-__all__ = ["is_on_meta", "read_weights"]
+__all__ = ["difference", "is_on_meta", "read_weights"]
 
 
 def is_on_meta(module: nn.Module) -> bool:
@@ -46,6 +47,21 @@ def find_files(source: str) -> list[Path]:
     )
 
 
+def difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor], needed: Set[str]) -> str:
+    """What keeps a state dict from fitting a model, with the first three names; empty if it fits."""
+    for problem, names in (
+        ("lacks", needed - given.keys()),
+        ("has unknown", given.keys() - own.keys()),
+        (
+            "has other shapes for",
+            {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape},
+        ),
+    ):
+        if names:
+            return f"{problem} {len(names)} of {len(needed)} weights ({', '.join(sorted(names)[:3])})"
+    return ""
+
+
 def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
     """A state dict for ``model`` out of a file or folder.
 
@@ -67,14 +83,12 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
                     f"{file}: cannot be read as safetensors ({error}); get the file again"
                 ) from error
     own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes for", shapes)):
-        if names:
-            raise PolyditError(
-                f"--model.init_weights {source}: {problem} {len(names)} of {len(own)} weights of "
-                f"{type(model).__name__} ({', '.join(names[:3])}); use the backbone settings it was saved with"
-            )
+    problem = difference(own, state, own.keys())
+    if problem:
+        raise PolyditError(
+            f"--model.init_weights {source}: {problem} of {type(model).__name__}; "
+            "use the backbone settings it was saved with"
+        )
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise PolyditError(

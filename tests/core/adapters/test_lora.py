@@ -23,6 +23,7 @@ from polydit.core.adapters import (
     adapter_weights,
     apply_lora,
     bake,
+    continue_from,
     count_trainable,
     grow_rank,
     inject,
@@ -476,3 +477,36 @@ def test_same_adapter_name_twice():
     inject(model, VARIANTS["plain"])
     with pytest.raises(PolyditError, match="'default'"):
         inject(model, VARIANTS["plain"])
+
+
+# -- going on from a file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain", "rslora", "dora"])
+def test_going_on_from_a_file_of_lower_rank_starts_where_it_ended(name, tmp_path):
+    source = trained(VARIANTS[name])
+    path = save_lora(source, tmp_path / "lora.safetensors")
+    model = make_dit().requires_grad_(False)
+    inject(model, LoraOptions(rank=6, alpha=24.0, use_dora=name == "dora"))
+    continue_from(model, path)
+    torch.testing.assert_close(run(model), run(source), atol=2e-5, rtol=1e-4)
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(6))
+    model(x, torch.tensor([0.2, 0.7])).sample.square().mean().backward()
+    for _, layer in lora_layers(model):
+        assert (layer.lora_B["default"].weight.grad.abs().amax(0) > 0).all(), "every column learns"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2}, "has rank 4; set --model.adapter.rank 4 or more"),
+        ({"rank": 4, "targets": ["0.attn.qkv"]}, "adapts 3 modules that this run does not"),
+        ({"rank": 4, "use_dora": True}, "use_dora must be false"),
+    ],
+)
+def test_files_that_an_adapter_cannot_go_on_from(options, message, tmp_path):
+    path = save_lora(trained(VARIANTS["plain"]), tmp_path / "lora.safetensors")
+    model = make_dit()
+    inject(model, LoraOptions(**options))
+    with pytest.raises(PolyditError, match=message):
+        continue_from(model, path)

@@ -10,7 +10,8 @@ import yaml
 from toy import CONFIG, TOY
 
 from polydit.core.errors import PolyditError
-from polydit.core.training.cli import TaskCLI, instantiate, run, with_default_config
+from polydit.core.training.cli import run, with_default_config
+from polydit.core.training.config import TaskCLI, instantiate
 
 
 @pytest.fixture

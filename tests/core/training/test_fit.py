@@ -221,6 +221,30 @@ def test_resume_with_workers_and_accumulation(fit):
     )
 
 
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+@pytest.mark.parametrize("occasion", ["--checkpoint.every_n_steps=2", "--trainer.val_check_interval=2"])
+def test_a_run_that_broke_off_goes_on_from_any_checkpoint(occasion, checkpoint, fit, monkeypatch):
+    """Step 5 fails; the newest checkpoint is that of step 4, in the middle of the second epoch."""
+    if checkpoint == "best" and "every" in occasion:
+        pytest.skip("only validation writes it")
+    words = [*RESUMABLE, occasion, "--trainer.max_steps", "7"]
+    straight = fit(*words, name="straight")
+    original = Toy.training_step
+
+    def step(self, batch, batch_idx):
+        if self.trainer.global_step == 5:
+            raise RuntimeError("power failure")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Toy, "training_step", step)
+    with pytest.raises(RuntimeError, match="power failure"):
+        fit(*words, name="broken")
+    monkeypatch.setattr(Toy, "training_step", original)
+    broken = fit(*words, "--ckpt_path", checkpoint, name="broken")
+    for key in ("state_dict", "current_model_state"):
+        assert same(*(weights(f / "checkpoints" / "last.ckpt", key) for f in (straight, broken)))
+
+
 def test_last_without_a_name_takes_the_newest_run(fit, tmp_path, capsys):
     fit(name="older")
     fit(name="newer")
@@ -317,7 +341,8 @@ def test_full_disk_while_saving_keeps_the_checkpoint_before(fit, tmp_path, monke
 def test_checkpoint_of_another_backbone_says_what_differs(fit):
     fit()
     with pytest.raises(
-        PolyditError, match=r"has other shapes for .* weights of this DiT \(backbone\..*use the config"
+        PolyditError,
+        match=r"has other shapes for 30 of 31 weights \(backbone\..*\) of this DiT; use the config",
     ):
         fit("--ckpt_path", "last", "--model.backbone.hidden_size", "32")
     with pytest.raises(PolyditError, match=r"the checkpoint lacks .* \(backbone\.blocks\.2"):
@@ -427,6 +452,22 @@ def test_lora_run_resumes_exactly(fit):
     halves = fit(*words, "--trainer.max_steps", "4", "--ckpt_path", "last", name="halves")
     first, second = (load_file(f / "lora.safetensors") for f in (straight, halves))
     assert same(first, second)
+
+
+def test_lora_run_goes_on_from_a_file(fit):
+    base = fit(name="base")
+    words = ["--model.init_weights", str(base / "pipeline"), "--model.adapter.rank"]
+    first = fit(*words, "2", name="first")
+    second = fit(*words, "3", "--model.adapter.init_from", str(first / "lora.safetensors"),
+                 "--model.optimizer.lr", "0", name="second")  # fmt: skip
+    models = [DiT.from_pretrained(base / "pipeline/transformer").eval() for _ in range(2)]
+    x = torch.randn(2, 1, 4, 4)
+    answers = []
+    for model, folder in zip(models, (first, second), strict=True):
+        load_lora(model, folder / "lora.safetensors")
+        with torch.no_grad():
+            answers.append(model(x, torch.tensor([1.0, 500.0])).sample)
+    torch.testing.assert_close(*answers, atol=1e-6, rtol=1e-5)
 
 
 def test_a_full_checkpoint_holds_no_lora(fit, tmp_path):
@@ -567,6 +608,19 @@ def test_progress_line_has_steps_speed_and_time_left(fit, capsys, monkeypatch):
     lines = [line for line in capsys.readouterr().err.splitlines() if "samples/s" in line]
     assert len(lines) > 8
     assert all("/12 · loss " in line and line.endswith(" left") for line in lines)
+
+
+def test_loss_rate_and_throughput_are_in_tensorboard(fit):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = fit("--trainer.log_every_n_steps", "2", "--trainer.max_steps", "6")
+    tags: set[str] = set()
+    for file in folder.glob("events.*"):
+        events = EventAccumulator(str(file)).Reload()
+        tags |= set(events.Tags()["scalars"])
+        if "train/loss" in events.Tags()["scalars"]:
+            assert [event.step for event in events.Scalars("train/loss")] == [1, 3, 5]
+    assert {"train/loss", "train/gradient_norm", "train/lr", "val/loss", "perf/samples_per_second"} <= tags
 
 
 def test_objective_of_the_config_is_used():
