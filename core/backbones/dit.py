@@ -7,7 +7,7 @@ LightningDiT (arXiv 2501.01423) by configuration, and reads pictures, videos, vo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..attention import Attention, CrossAttention
+from ..attention import Attention, CrossAttention, Projection, project_gelu
 from ..attention.attention import KeyValueHook, RMSNorm
 from ..attention.masks import grid_coordinates
 from ..attention.rotary import RotaryEmbed, rotary_axes_dim
@@ -30,7 +30,7 @@ __all__ = ["MLP", "DiT", "DiTBlock", "FinalLayer", "modulate"]
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, the vectors broadcast over the tokens."""
+    """X * (1 + scale) + shift, the vectors broadcast over the tokens."""
     return x * (1 + scale) if shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
@@ -62,24 +62,23 @@ class MLP(nn.Module):
         self.kind = kind
         if kind == "swiglu":
             inner = int(2 / 3 * inner)
-            self.fc1 = nn.Linear(hidden_size, 2 * inner)
+            self.fc1 = Projection(hidden_size, 2 * inner)
             self.fc1._tp_packed_col_blocks = [inner, inner]  # type: ignore[assignment]
         elif kind in ("gelu", "gelu_tanh"):
-            self.fc1 = nn.Linear(hidden_size, inner)
+            self.fc1 = Projection(hidden_size, inner)
             self.fc1._tp_packed_col_blocks = [inner]  # type: ignore[assignment]
         else:
             raise ValueError(f"mlp is {kind!r}; choose 'gelu_tanh', 'gelu' or 'swiglu'")
-        self.fc2 = nn.Linear(inner, hidden_size)
+        self.fc2 = Projection(inner, hidden_size)
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[axes]
         self.conv = conv(inner, inner, conv_kernel, padding=conv_kernel // 2, groups=inner) if conv_kernel else None
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, N, D) -> the activated hidden map (B, N, inner)."""
-        x = self.fc1(x)
         if self.kind == "swiglu":
-            gate, value = x.chunk(2, dim=-1)
+            gate, value = self.fc1(x).chunk(2, dim=-1)
             return F.silu(gate) * value
-        return F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        return project_gelu(self.fc1, x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
 
     def mix(self, hidden: Tensor, grids: Sequence[Sequence[int] | None]) -> Tensor:
         """Add the depthwise convolution on each group's own grid; groups without one (text) pass."""
@@ -235,7 +234,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         norm: ``"layer"``, ``"rms"`` or ``"none"``, see :func:`make_norm`.
         mlp: ``"gelu_tanh"``, ``"gelu"`` or ``"swiglu"``.
         position: ``"sincos"``, ``"rope"``, ``"sincos+rope"`` or ``"none"``.
-        rope_axes_dim: channels of each head per axis; default an even split.
+        rope_axes_dim: channels of each head per axis; default an even split. One entry more than there are axes puts
+            a group axis in front, which tells groups of tokens apart (:mod:`polydit.core.conditioning`).
         qk_norm: None, ``"rms"`` or ``"layer"``.
         modulation: ``"adaln_zero"`` (a map per block) or ``"adaln_single"`` (one shared map and a table per
             block, PixArt-alpha, arXiv 2310.00426).
@@ -398,17 +398,25 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             tokens = tokens + table.to(tokens.dtype)
         return tokens
 
+    def position_ids(self, grid: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+        """Coordinates (N, A) of a grid's tokens for the rotary positions, with a zero group axis if there is one."""
+        ids = grid_coordinates(grid, device)
+        if self.rotary is not None and len(self.rotary.axes_dim) == ids.shape[1] + 1:
+            ids = F.pad(ids, (1, 0))
+        return ids
+
     def embed_condition(
         self, timestep: Tensor, class_labels: Tensor | None = None, pooled_projections: Tensor | None = None
     ) -> Tensor:
-        """The vector that modulates the blocks: (B, D)."""
+        """The vector that modulates the blocks: (B, D), or (B, G, D) for timesteps (B, G), one per group of tokens."""
         c = self.time_embed(timestep)
+        groups = (slice(None),) + (None,) * (timestep.ndim - 1)
         if self.label_embed is not None:
             if class_labels is None:
                 raise ValueError("this DiT has class labels: pass class_labels (num_classes is the null class)")
-            c = c + self.label_embed(class_labels)
+            c = c + self.label_embed(class_labels)[groups]
         if self.pooled_embed is not None and pooled_projections is not None:
-            c = c + self.pooled_embed(pooled_projections)
+            c = c + self.pooled_embed(pooled_projections)[groups]
         return c
 
     def block_conditioning(self, c: Tensor) -> Tensor:
@@ -426,6 +434,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        block_controlnet_hidden_states: Sequence[Tensor | None] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict.
@@ -438,6 +447,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             encoder_attention_mask: boolean (B, M), True = a real token.
             pooled_projections: (B, pooled_projection_dim).
             attention_mask: boolean (N, N) or broadcastable to (B, H, N, N), True = may look.
+            block_controlnet_hidden_states: for each block (B, N, D) to add to its output, or None; see
+                :class:`~polydit.core.conditioning.SideBranch`.
             return_dict: False returns a plain tuple.
 
         Returns:
@@ -452,23 +463,39 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             self.block_conditioning(c),
             context,
             encoder_attention_mask,
-            rope=self.rotary(grid_coordinates(grid, x.device)) if self.rotary is not None else None,
+            residuals=block_controlnet_hidden_states,
+            rope=self.rotary(self.position_ids(grid, x.device)) if self.rotary is not None else None,
             attention_mask=attention_mask,
             grids=(grid,),
         )
         sample = self.head(x, c, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def run_blocks(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """All blocks in order, (B, N, D) -> (B, N, D); the arguments are those of the block."""
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(
-                    lambda x, block=block: block(x, *args, **kwargs), hidden_states
-                )
-            else:
-                hidden_states = block(hidden_states, *args, **kwargs)
+    def run_blocks(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        residuals: Sequence[Tensor | None] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """All blocks in order, (B, N, D) -> (B, N, D); the arguments are those of the block.
+
+        ``residuals`` holds for each block what is added to its output, (B, N, D) or None.
+        """
+        if residuals is not None and len(residuals) != len(self.blocks):
+            raise ValueError(f"{len(residuals)} residuals for {len(self.blocks)} blocks: give one each, or None")
+        for index, block in enumerate(self.blocks):
+            hidden_states = self.run_block(lambda x, block=block: block(x, *args, **kwargs), hidden_states)
+            residual = residuals[index] if residuals is not None else None
+            if residual is not None:
+                hidden_states = hidden_states + residual
         return hidden_states
+
+    def run_block(self, call: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
+        """``call`` one block; with gradient checkpointing it is called again in the backward pass."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(call, hidden_states)
+        return call(hidden_states)
 
     def head(self, hidden_states: Tensor, conditioning: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, N, D) -> (B, out_channels, *spatial)."""

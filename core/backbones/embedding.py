@@ -8,35 +8,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LabelEmbed", "PatchEmbed", "TimestepEmbed", "sincos_table", "sinusoid", "unpatchify"]
+__all__ = ["LabelEmbed", "PatchEmbed", "TimestepEmbed", "sincos_positions", "sincos_table", "sinusoid", "unpatchify"]
 
 
 def sincos_table(grid: Sequence[int], dim: int, order: Sequence[int] | None = None) -> Tensor:
-    """Fixed sine-cosine positions, row-major tokens.
+    """Fixed sine-cosine positions of a grid, row-major tokens: (1, N, D) float32; see :func:`sincos_positions`."""
+    places = torch.meshgrid(*[torch.arange(g, dtype=torch.float64, device="cpu") for g in grid], indexing="ij")
+    return sincos_positions(torch.stack(places, dim=-1).flatten(0, -2), dim, order)[None]
+
+
+def sincos_positions(position_ids: Tensor, dim: int, order: Sequence[int] | None = None) -> Tensor:
+    """Sine-cosine features of coordinates.
 
     Each axis gets ``dim / axes`` channels, [sin | cos] halves, frequencies 10000^(-k / half).
 
     Args:
-        grid: tokens per axis.
+        position_ids: (N, A), integer or fractional.
         dim: width D; must divide by twice the number of axes.
         order: which axis each part of the channels encodes. Default: last axis first on two axes
             (DiT: the first half is the column), first axis first on three (DiT-3D).
 
     Returns:
-        (1, N, D) float32.
+        (N, D) float32, on the CPU.
     """
-    axes = len(grid)
+    places = position_ids.to("cpu", torch.float64)
+    axes = places.shape[-1]
     if dim % (2 * axes):
         raise ValueError(f"sine-cosine positions over {axes} axes need a width that divides by {2 * axes}, not {dim}")
     order = tuple(order) if order is not None else ((1, 0) if axes == 2 else tuple(range(axes)))
     half = dim // axes // 2
     frequencies = 1.0 / 10000 ** (torch.arange(half, dtype=torch.float64, device="cpu") / half)
-    places = torch.meshgrid(*[torch.arange(g, dtype=torch.float64, device="cpu") for g in grid], indexing="ij")
     parts = []
     for axis in order:
-        angle = places[axis].reshape(-1, 1) * frequencies
+        angle = places[:, axis, None] * frequencies
         parts += [angle.sin(), angle.cos()]
-    return torch.cat(parts, dim=1).float()[None]
+    return torch.cat(parts, dim=1).float()
 
 
 def sinusoid(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:

@@ -1,8 +1,25 @@
-"""How a condition enters a backbone: as channels, as token groups, as a stream of its own."""
+"""How a condition enters a backbone: as channels, as token groups, as a stream of its own, from a side branch."""
 
 from __future__ import annotations
 
 from .channels import widen_input
+from .key_value_cache import KeyValueCache
+from .positions import Position
+from .side_branch import SideBranch
 from .stream import StreamDiT
+from .token_group_dit import TokenGroupDiT
+from .token_groups import TokenGroup, forward_groups, label_collisions, only_itself, separate
 
-__all__ = ["StreamDiT", "widen_input"]
+__all__ = [
+    "KeyValueCache",
+    "Position",
+    "SideBranch",
+    "StreamDiT",
+    "TokenGroup",
+    "TokenGroupDiT",
+    "forward_groups",
+    "label_collisions",
+    "only_itself",
+    "separate",
+    "widen_input",
+]

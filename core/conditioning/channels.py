@@ -49,7 +49,9 @@ def widen_input(model: nn.Module, extra_channels: int, layer: str | None = None)
     parent = model.get_submodule(parent_name)
     old = getattr(parent, child)
     weight = old.weight
-    zeros = torch.zeros(weight.shape[0], extra_channels, *weight.shape[2:], dtype=weight.dtype, device=weight.device)
+    zeros = torch.zeros(
+        weight.shape[0], extra_channels, *weight.shape[2:], dtype=weight.dtype, device=weight.device
+    )
     options: dict[str, Any] = {"bias": old.bias is not None, "device": weight.device, "dtype": weight.dtype}
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features + extra_channels, old.out_features, **options)
