@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.autoencoders import as_autoencoder
 from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
+from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
 from .formulation import Formulation, upsample
 from .losses import gradient_loss, psnr_loss
@@ -57,6 +58,16 @@ class SuperResolution(DiffusionModule):
         )
         self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
 
+    def setup(self, stage: str) -> None:
+        """Refuse to start where the backbone wants latents and there is no autoencoder."""
+        channels = getattr(self.backbone, "prediction_channels", self.space.channels)
+        if channels != self.space.channels:
+            raise PolyditError(
+                f"--model.autoencoder: the backbone predicts {channels} channels and the data has "
+                f"{self.space.channels}; give the autoencoder that these latents are of"
+            )
+        super().setup(stage)
+
     @property
     def space(self) -> Any:
         """Pixels or the autoencoder."""
@@ -67,10 +78,11 @@ class SuperResolution(DiffusionModule):
         return self.formulation.target(batch["high"], batch["enlarged"], self.space)
 
     def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The enlarged picture in the space of the latents, and the factor as class label."""
+        """The enlarged (or the low-resolution) picture in the space of the latents, and the factor as class label."""
         enlarged = batch["enlarged"]
         labels = self.formulation.labels(batch["scale"], len(enlarged), enlarged.device)
-        return {"condition": self.formulation.condition(enlarged, self.space), "labels": labels}
+        condition = self.formulation.condition(batch.get("low"), enlarged, self.space)
+        return {"condition": condition, "labels": labels}
 
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """See :meth:`Formulation.predict`."""
