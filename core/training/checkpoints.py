@@ -18,6 +18,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ..errors import PolyditError
 
+AGREE_EVERY = 20
+"""Steps between two agreements of several processes on saving and stopping; each makes them wait for one another."""
+
 __all__ = ["Checkpoints", "Interrupted", "read_checkpoint"]
 
 
@@ -102,22 +105,24 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write if it is time; stop if it was asked for; both only where an optimiser step ended."""
-        if trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate() or trainer.fast_dev_run:
             return
-        self._stop_if_asked(trainer)
-        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if self.every_minutes is not None:
-            late = time.monotonic() - self._saved_time >= 60 * self.every_minutes
-            due = due or trainer.strategy.broadcast(late)
+        step = trainer.global_step
         # The end of the run is written here and not in on_train_end: there, Lightning has counted the epoch as done,
         # and a run that is prolonged would not find its place in the data.
-        due = due or trainer.should_stop or self._is_end(trainer)
-        if due and trainer.global_step != self._saved_step and not trainer.fast_dev_run:
+        due = trainer.should_stop or self._is_end(trainer)
+        due = due or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if trainer.world_size == 1 or step % AGREE_EVERY == 0:
+            self._stop_if_asked(trainer)
+            if self.every_minutes is not None:
+                late = time.monotonic() - self._saved_time >= 60 * self.every_minutes
+                due = trainer.strategy.broadcast(late) or due
+        if due and step != self._saved_step:
             self.save(trainer, self.last)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop if it was asked for."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run:
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,7 +144,7 @@ class Checkpoints(Checkpoint):
         return by_steps or (last_epoch and trainer.is_last_batch)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if trainer.strategy.broadcast(self._stop) is not None and not trainer.fast_dev_run:
+        if trainer.strategy.broadcast(self._stop) is not None:
             self.save(trainer, self.last)
             raise Interrupted
 

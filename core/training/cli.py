@@ -46,7 +46,7 @@ def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: li
     checkpoint = resume_path(config, folder)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # refuses what is not a checkpoint before anything is built on it
-    cli.model.run_record = {"task": spec.name, "config": cli.plain_config()}
+    cli.model.run_record = {"task": spec.name, "config": portable(cli.plain_config())}
     if subcommand == "fit":
         fit(spec, cli, folder, checkpoint, argv)
         return
@@ -61,6 +61,14 @@ def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: li
     )
     for name, value in figures[0].items() if figures else ():
         say(f"{name}: {value:.6g}")
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the base's path made absolute, so that a LoRA can be exported from another folder."""
+    source = config["model"].get("init_weights")
+    if source and Path(source).exists():
+        config["model"]["init_weights"] = str(Path(source).resolve())
+    return config
 
 
 def with_default_config(spec: TaskSpec, argv: list[str]) -> list[str]:

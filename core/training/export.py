@@ -44,6 +44,8 @@ def load_module(
     config = record["config"]
     if config["model"].get("adapter"):
         config["model"]["adapter"]["init_from"] = None  # the checkpoint is further than that
+    else:
+        config["model"]["init_weights"] = None  # all of them are in the checkpoint
     module = instantiate(spec, config)
     module.prepare()
     module.on_load_checkpoint(checkpoint)

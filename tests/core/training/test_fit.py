@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -25,6 +26,7 @@ from polydit.core.training import cli as training_cli
 from polydit.core.training.checkpoints import Checkpoints, read_checkpoint
 from polydit.core.training.cli import run
 from polydit.core.training.export import export
+from polydit.core.training.guard import FiniteGuard
 from polydit.core.training.progress import RunProgress
 from polydit.core.training.resume import RandomState
 
@@ -470,6 +472,18 @@ def test_lora_run_goes_on_from_a_file(fit):
     torch.testing.assert_close(*answers, atol=1e-6, rtol=1e-5)
 
 
+def test_export_works_from_another_folder(fit, tmp_path, monkeypatch):
+    fit(name="base")
+    fit("--model.init_weights", "runs/toy/base/pipeline", name="tuned")
+    fit("--model.init_weights", "runs/toy/base/pipeline", "--model.adapter.rank", "2", name="lora")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs = tmp_path / "runs" / "toy"
+    assert export(TOY, runs / "lora/checkpoints/last.ckpt", "lora.safetensors").is_file()
+    shutil.rmtree(runs / "base")  # fully tuned weights need their base no more
+    assert export(TOY, runs / "tuned/checkpoints/last.ckpt", "tuned").is_dir()
+
+
 def test_a_full_checkpoint_holds_no_lora(fit, tmp_path):
     with pytest.raises(PolyditError, match="trained without an adapter"):
         export(TOY, fit() / "checkpoints/last.ckpt", tmp_path / "out", "lora")
@@ -634,3 +648,15 @@ def test_signals_are_given_back(fit):
     fit()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert threading.current_thread() is threading.main_thread()
+
+
+@pytest.mark.gpu
+def test_on_an_accelerator_a_bad_loss_is_seen_one_step_later():
+    guard = FiniteGuard()
+    guard.watch(torch.tensor(float("nan"), device="cuda"), "step 3")
+    with pytest.raises(PolyditError, match="not finite at step 3"):
+        guard.watch(torch.tensor(1.0, device="cuda"), "step 4")
+    guard.watch(torch.tensor(float("inf"), device="cuda"), "step 5")
+    with pytest.raises(PolyditError, match="not finite at step 5"):
+        guard.flush()
+    guard.flush()
