@@ -116,7 +116,7 @@ class GroupLinear(nn.Module):
         b.weight.lr_scale = options.lr_ratio  # type: ignore[assignment]
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         self.lora_A[adapter], self.lora_B[adapter] = (part.to(self.weight.device, wide) for part in (a, b))
-        self.lora_dropout[adapter] = nn.Dropout(options.dropout)
+        self.lora_dropout[adapter] = nn.Dropout(options.dropout).train(self.base_layer.training)
         self.r[adapter], self.lora_alpha[adapter] = rank, alpha
         self.use_rslora[adapter] = options.use_rslora
         self.active_adapters.append(adapter)

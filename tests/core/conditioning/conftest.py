@@ -15,7 +15,14 @@ from polydit.core.backbones import DiT
 @pytest.fixture
 def make_dit() -> Callable[..., DiT]:
     def make(seed: int = 0, kind: type[DiT] = DiT, dtype: torch.dtype = torch.float32, **options: Any) -> DiT:
-        config = {"input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 24, "depth": 3, "num_heads": 2}
+        config = {
+            "input_size": 8,
+            "patch_size": 2,
+            "in_channels": 3,
+            "hidden_size": 24,
+            "depth": 3,
+            "num_heads": 2,
+        }
         torch.manual_seed(seed)
         model = kind(**{**config, **options})
         for parameter in model.parameters():

@@ -66,12 +66,16 @@ def test_groups_that_do_not_see_each_other_are_separate_runs(name, make_dit, noi
     out = forward_groups(model, groups, only_itself("a", "b"), ("b", "a"), **more)
     assert list(out) == ["b", "a"]
     torch.testing.assert_close(out["a"], model(a, T, **more).sample, atol=1e-12, rtol=0)
-    torch.testing.assert_close(out["b"], model(b, torch.tensor([0.5, 0.5]), **more).sample, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        out["b"], model(b, torch.tensor([0.5, 0.5]), **more).sample, atol=1e-12, rtol=0
+    )
 
 
 def test_equal_groups_at_one_place_double_every_key_and_change_nothing(make_dit, noise):
     model, x = make_dit(dtype=torch.float64, position="rope"), noise(2, 3, 8, 8).double()
-    out = forward_groups(model, [TokenGroup("target", x, timestep=T), TokenGroup("copy", x, timestep=T)])["target"]
+    out = forward_groups(model, [TokenGroup("target", x, timestep=T), TokenGroup("copy", x, timestep=T)])[
+        "target"
+    ]
     torch.testing.assert_close(out, model(x, T).sample, atol=1e-12, rtol=0)
 
 
@@ -99,7 +103,9 @@ def test_each_group_has_its_own_timestep(make_dit, noise):
 
     def run(t):
         groups = [TokenGroup("target", a, timestep=T), TokenGroup("b", b, timestep=t)]
-        return forward_groups(model, groups, separate(["target", "b"], ["b"]) | {"target": ["target"]})["target"]
+        return forward_groups(model, groups, separate(["target", "b"], ["b"]) | {"target": ["target"]})[
+            "target"
+        ]
 
     assert torch.equal(run(0.0), run(1.0)), "nobody looks at b"
     groups = [TokenGroup("target", a, timestep=T), TokenGroup("b", b, timestep=0.0)]
@@ -114,7 +120,10 @@ def test_type_embedding_is_added_to_the_tokens_of_its_group(make_dit, noise):
     by_type = [TokenGroup("target", a, timestep=T), TokenGroup("b", b, type_embedding=kind)]
     by_hand = [by_type[0], TokenGroup("b", tokens=model.embed_tokens(b) + kind)]
     torch.testing.assert_close(
-        forward_groups(model, by_type)["target"], forward_groups(model, by_hand)["target"], atol=1e-6, rtol=1e-5
+        forward_groups(model, by_type)["target"],
+        forward_groups(model, by_hand)["target"],
+        atol=1e-6,
+        rtol=1e-5,
     )
     per_sample = [by_type[0], TokenGroup("b", b, type_embedding=kind.expand(2, -1))]
     assert torch.equal(forward_groups(model, by_type)["target"], forward_groups(model, per_sample)["target"])
@@ -146,7 +155,11 @@ def test_gradient_checkpointing_changes_nothing(make_dit, noise):
 
 
 def test_text_tokens_are_a_group_without_a_place(make_dit, noise):
-    model, x, text = make_dit(position="sincos+rope", conv_kernel=3), noise(2, 3, 8, 8), noise(2, 5, 24, seed=4)
+    model, x, text = (
+        make_dit(position="sincos+rope", conv_kernel=3),
+        noise(2, 3, 8, 8),
+        noise(2, 5, 24, seed=4),
+    )
     groups = [TokenGroup("text", tokens=text, timestep=T), TokenGroup("target", x, timestep=T)]
     out = forward_groups(model, groups)["target"]
     order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
@@ -180,7 +193,10 @@ def test_independent_conditions_do_not_depend_on_the_rest(make_dit, noise):
         seen = []
         hook = model.blocks[-1].register_forward_hook(lambda m, i, out: seen.append(out[:, -16:]))
         forward_groups(
-            model, [TokenGroup("t", target, timestep=T), TokenGroup("p", person), TokenGroup("g", c)], looks, ("t",)
+            model,
+            [TokenGroup("t", target, timestep=T), TokenGroup("p", person), TokenGroup("g", c)],
+            looks,
+            ("t",),
         )
         hook.remove()
         return seen[0]
@@ -212,7 +228,12 @@ def test_position_ids():
     assert Position.beside((2, 3)).ids((2, 3)).tolist() == [[0, i, j + 3] for i in range(2) for j in range(3)]
     assert Position.beside((2, 3), -2, group=-1).ids((1, 2)).tolist() == [[-1, 2, 0], [-1, 2, 1]]
     assert Position(offset=(0.0, -3.0)).ids((1, 2)).tolist() == [[0, 0, -3], [0, 0, -2]]
-    assert Position.interpolated((2, 2), (4, 6)).ids((2, 2))[:, 1:].tolist() == [[0, 0], [0, 3], [2, 0], [2, 3]]
+    assert Position.interpolated((2, 2), (4, 6)).ids((2, 2))[:, 1:].tolist() == [
+        [0, 0],
+        [0, 3],
+        [2, 0],
+        [2, 3],
+    ]
     centred = Position.interpolated((2, 2), (4, 6), centred=True).ids((2, 2))[:, 1:]
     assert centred.tolist() == [[0.5, 1], [0.5, 4], [2.5, 1], [2.5, 4]]
     same = Position.interpolated((3, 5), (3, 5), centred=True)
@@ -246,7 +267,9 @@ def test_kept_tokens_with_explicit_ids(make_dit, noise):
     model, x, c = make_dit(position="rope"), noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
     keep = torch.tensor([1, 4, 6, 11, 15])
     tokens, ids = model.embed_tokens(c), Position().ids((4, 4))
-    pieces = [TokenGroup(f"k{i}", tokens=tokens[:, i : i + 1], position_ids=ids[i : i + 1]) for i in keep.tolist()]
+    pieces = [
+        TokenGroup(f"k{i}", tokens=tokens[:, i : i + 1], position_ids=ids[i : i + 1]) for i in keep.tolist()
+    ]
     target = TokenGroup("target", x, timestep=T)
     names = [p.name for p in pieces]
     one_by_one = forward_groups(model, [target, *pieces], dict.fromkeys(names, names))["target"]
@@ -339,11 +362,14 @@ def test_residuals_reach_one_group(make_dit, noise):
 )
 def test_misuse(groups, options, message, make_dit, noise):
     with pytest.raises(ValueError, match=message):
-        forward_groups(make_dit(), [TokenGroup(n, noise(1, 3, 8, 8), **more) for n, more in groups], **options)
+        forward_groups(
+            make_dit(), [TokenGroup(n, noise(1, 3, 8, 8), **more) for n, more in groups], **options
+        )
 
 
 def test_a_model_without_positions_cannot_move_a_group(make_dit, noise):
     with pytest.raises(ValueError, match="no positions to move"):
         forward_groups(
-            make_dit(position="none"), [TokenGroup("target", noise(1, 3, 8, 8), position=Position(offset=2.0))]
+            make_dit(position="none"),
+            [TokenGroup("target", noise(1, 3, 8, 8), position=Position(offset=2.0))],
         )
