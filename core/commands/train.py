@@ -70,6 +70,12 @@ def run_export(task: TaskSpec, words: Sequence[str]) -> int:
         default="average",
         help="the average of the weights, or the last step's",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of a pipeline's files; bfloat16 is half the size",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     options = parser.parse_args(words)
     if not options.ckpt_path.is_file():
@@ -86,6 +92,7 @@ def run_export(task: TaskSpec, words: Sequence[str]) -> int:
         options.output,
         options.what,
         weights=options.weights,
+        dtype=options.dtype,
         overwrite=options.overwrite,
     )
     print(path)

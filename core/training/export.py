@@ -63,6 +63,7 @@ def export(
     what: Literal["pipeline", "lora"] | None = None,
     *,
     weights: Literal["average", "raw"] = "average",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     overwrite: bool = False,
 ) -> Path:
     """Write what ``predict``, the demo and a script load.
@@ -73,6 +74,7 @@ def export(
         output: Folder of the pipeline, or the ``.safetensors`` file (or a folder for it) of the LoRA.
         what: ``pipeline`` (an adapter is merged into it) or ``lora``; None chooses by what was trained.
         weights: The average of the weights, or the weights of the last step.
+        dtype: Precision of a pipeline's files.
         overwrite: Replace what is there.
 
     Returns:
@@ -93,7 +95,10 @@ def export(
         return save_lora(module.backbone, path, metadata={"task": spec.name}, overwrite=overwrite)
     if has_adapter:
         bake(module.backbone)
-    return save_pipeline(module.build_pipeline(), output, overwrite=overwrite)
+    pipeline = module.build_pipeline()
+    if dtype == "bfloat16":
+        pipeline.to(torch.bfloat16)
+    return save_pipeline(pipeline, output, overwrite=overwrite)
 
 
 def save_pipeline(pipeline: Any, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -115,6 +120,8 @@ def save_pipeline(pipeline: Any, output: str | Path, *, overwrite: bool = False)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(temporary)
+        for file in temporary.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes files that only their owner may read
         if output.exists():
             old = output.with_name(f".{output.name}.old.partial")
             shutil.rmtree(old, ignore_errors=True)

@@ -40,8 +40,8 @@ TASK = TaskSpec(
     default_config="small.yaml",
     predict_options=(
         Option("--scale", "int", 4, "factor: 2, 3 or 4", choices=(2, 3, 4)),
-        Option("--tile", "int", 512, "side of a tile in output pixels; 0 for no tiling"),
-        Option("--overlap", "int", 64, "output pixels that neighbouring tiles share"),
+        Option("--tile", "int", 512, "side of a tile in output pixels; 0 for no tiling", minimum=0),
+        Option("--overlap", "int", 64, "output pixels that neighbouring tiles share", minimum=0),
         Option(
             "--color-fix",
             "str",
