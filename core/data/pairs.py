@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ class PairedPictures(Dataset[dict[str, Any]]):
         size: side of the target's crop; None gives whole pictures, cut to a multiple of the scale.
         flips: mirror and turn crops at random.
         seed: of the crops; sample number ``epoch * len(dataset) + i`` gives other crops in each epoch.
+        read: reads a file as (H, W, 3), for example from a cache; None is `read_image`.
 
     Each sample is a dict with ``gt`` (3, H, W) and ``lq`` (3, H/scale, W/scale), float32 in [-1, 1], and ``stem``.
 
@@ -120,20 +122,28 @@ class PairedPictures(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, pairs: list[Pair], *, scale: int, size: int | None = None, flips: bool = True, seed: int = 0
+        self,
+        pairs: list[Pair],
+        *,
+        scale: int,
+        size: int | None = None,
+        flips: bool = True,
+        seed: int = 0,
+        read: Callable[[Path], np.ndarray] | None = None,
     ) -> None:
         if not pairs:
             raise PolyditError("paired pictures: the list of pairs is empty; give a data set with pictures")
         if size is not None and size % scale:
             raise PolyditError(f"size {size}: is not a multiple of scale {scale}; choose another crop size")
         self.pairs, self.scale, self.size, self.flips, self.seed = pairs, scale, size, flips, seed
+        self.read = read or _read
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index % len(self.pairs)]
-        hr, lr = read_image(pair.hr)[0], read_image(pair.lr)[0]
+        hr, lr = self.read(pair.hr), self.read(pair.lr)
         scale = self.scale
         height, width = lr.shape[:2]
         # The target may have up to scale - 1 pixels more than the low-quality picture accounts for.
@@ -167,6 +177,10 @@ class PairedPictures(Dataset[dict[str, Any]]):
             if draws[3] < 0.5:
                 lr, hr = lr[:, ::-1], hr[:, ::-1]
         return hr, lr
+
+
+def _read(path: Path) -> np.ndarray:
+    return read_image(path)[0]
 
 
 def _stem(path: Path) -> str:

@@ -1,133 +1,46 @@
-"""Training and held-out pairs: degraded crops of a folder of pictures, or the paired layouts of DIV2K and RealSR."""
+"""Where super-resolution finds its pictures: a corpus, any folder, or data sets of pairs (DIV2K, RealSR, DRealSR)."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...core.data.corpus.manifest import load_manifest
-from ...core.data.degradation import PRESETS, Degradation
-from ...core.data.images import image_size, list_images, read_image
+from ...core.data.degradation import PRESETS
+from ...core.data.images import image_size, list_images
+from ...core.data.pairs import LAYOUTS, Pair, find_pairs, match
+from ...core.data.picture_lists import pictures_of
 from ...core.errors import PolyditError
 from ...core.training.resume import resumable_loader
-from .formulation import upsample
+from .crops import DegradedCrops, HeldOutCrops, HeldOutPairs, PairedCrops
 
-__all__ = ["DegradedCrops", "SuperResolutionData"]
+__all__ = ["SuperResolutionData"]
 
-
-class DegradedCrops(Dataset[dict[str, Any]]):
-    """Random crops of pictures and what a degradation leaves of them; sample i is a pure function of seed and i.
-
-    Args:
-        files: the pictures.
-        crop: side of a crop in pixels.
-        scales: factor -> relative frequency.
-        degradations: preset -> relative frequency.
-        length: samples in all.
-        seed: of every draw.
-        cache_megabytes: decoded pictures that a worker keeps, since decoding is far slower than cropping.
-    """
-
-    def __init__(
-        self,
-        files: list[Path],
-        crop: int,
-        scales: dict[int, float],
-        degradations: dict[str, float],
-        length: int,
-        seed: int = 0,
-        cache_megabytes: int = 800,
-    ) -> None:
-        self.files, self.crop, self.length, self.seed = files, crop, length, seed
-        areas = np.array([np.prod(image_size(f), dtype=float) for f in files])
-        self.weights = areas / areas.sum()
-        self.scales, self.scale_weights = list(scales), _normalised(scales)
-        self.presets, self.preset_weights = list(degradations), _normalised(degradations)
-        self.cache_bytes = cache_megabytes * 2**20
-        self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng((self.seed, index))
-        picture = self._picture(self.files[rng.choice(len(self.files), p=self.weights)])
-        top, left = (int(rng.integers(side - self.crop + 1)) for side in picture.shape[:2])
-        part = picture[top : top + self.crop, left : left + self.crop]
-        if rng.random() < 0.5:
-            part = part[:, ::-1]
-        part = np.rot90(part, rng.integers(4))
-        high = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1).float() / 255
-        scale = self.scales[rng.choice(len(self.scales), p=self.scale_weights)]
-        preset = self.presets[rng.choice(len(self.presets), p=self.preset_weights)]
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        pair = Degradation(preset, scale)(high, generator)
-        return as_sample(pair.lq, pair.gt, scale, keep_low=len(self.scales) == 1)
-
-    def _picture(self, path: Path) -> np.ndarray:
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
-        picture, _ = read_image(path)
-        self._cache[path] = picture
-        while sum(p.nbytes for p in self._cache.values()) > self.cache_bytes and len(self._cache) > 1:
-            self._cache.popitem(last=False)
-        return picture
-
-
-class HeldOutCrops(Dataset[dict[str, Any]]):
-    """The centre crop of each picture at one factor, once per degradation, always the same."""
-
-    def __init__(self, files: list[Path], crop: int, scale: int, degradations: list[str]) -> None:
-        self.pairs = [(path, preset) for path in files for preset in degradations]
-        self.crop, self.scale = crop, scale
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path, preset = self.pairs[index]
-        picture, _ = read_image(path)
-        top, left = ((side - self.crop) // 2 for side in picture.shape[:2])
-        part = np.ascontiguousarray(picture[top : top + self.crop, left : left + self.crop])
-        high = torch.from_numpy(part).permute(2, 0, 1).float() / 255
-        pair = Degradation(preset, self.scale)(high, torch.Generator().manual_seed(index))
-        return as_sample(pair.lq, pair.gt, self.scale)
-
-
-def as_sample(low: Tensor, high: Tensor, scale: int, keep_low: bool = True) -> dict[str, Any]:
-    """Pixels in [0, 1] to a sample: ``high``, ``enlarged`` and ``low`` (3, H, W) in [-1, 1], and the factor.
-
-    ``low`` is left out where factors are mixed: its sizes would differ within a batch.
-    """
-    high, low = high * 2 - 1, low * 2 - 1
-    sample = {"high": high, "enlarged": upsample(low[None], scale)[0], "scale": scale}
-    return {**sample, "low": low} if keep_low else sample
-
-
-def _normalised(table: dict[Any, float]) -> np.ndarray:
-    weights = np.array(list(table.values()), dtype=float)
-    return weights / weights.sum()
+HELD_OUT_SIDE = 192
+HELD_OUT_COUNT = 16
+Item = TypeVar("Item")
 
 
 class SuperResolutionData(LightningDataModule):
-    """Pictures and how they are degraded.
+    """Pictures and how they are degraded, or pictures that come in pairs.
 
     Args:
-        path: a corpus made by ``polydit corpus build``, or any folder of pictures (searched recursively).
-        val_path: held-out pictures; without it, the corpus' own held-out split, or every 20th picture of the folder.
+        path: a corpus made by ``polydit corpus build``, any folder of pictures (searched recursively), or a data set
+            of pairs.
+        low_path: folder of the low-resolution partners of the pictures in ``path``, paired by their names without
+            endings such as ``_HR``, ``_LR4`` or ``x4``.
+        layout: ``pictures``: every picture is degraded (of DIV2K only ``DIV2K_train_HR``); ``auto``, ``div2k``,
+            ``realsr``, ``drealsr`` or ``folders`` (``HR`` and ``LR``): ``path`` is such a data set of pairs.
+        val_path: held-out pictures; without it, the corpus' or data set's own, or every 20th of the folder.
         crop: side of the high-resolution crops, in pixels.
         batch_size: crops per step.
-        scales: factor -> relative frequency.
-        degradations: preset -> relative frequency; see ``polydit.core.data.degradation``.
-        num_workers: processes that prepare crops.
+        scales: factor -> relative frequency; of pairs, those factors are used that there are.
+        degradations: preset -> relative frequency; see ``polydit.core.data.degradation``. Pairs have their own.
+        num_workers: processes that prepare crops; 0 prepares them in the training process.
         samples_per_epoch: length of an epoch; crops are drawn at random.
         cache_megabytes: decoded pictures kept per worker.
         strict: fail on an unreadable picture instead of naming it and going on.
@@ -137,6 +50,8 @@ class SuperResolutionData(LightningDataModule):
     def __init__(
         self,
         path: str = "data/corpus",
+        low_path: str | None = None,
+        layout: str = "pictures",
         val_path: str | None = None,
         crop: int = 96,
         batch_size: int = 8,
@@ -149,8 +64,9 @@ class SuperResolutionData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {"crop": crop, "scales": scales, "degradations": degradations}
-        self.path, self.val_path = Path(path), Path(val_path) if val_path else None
+        self.path, self.val_path = Path(path).expanduser(), Path(val_path).expanduser() if val_path else None
+        self.low_path, self.layout = Path(low_path).expanduser() if low_path else None, layout
+        self.crop, self.scales, self.degradations = crop, scales, degradations
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.samples_per_epoch, self.cache_megabytes, self.strict = samples_per_epoch, cache_megabytes, strict
         unknown = sorted(set(degradations) - set(PRESETS))
@@ -162,61 +78,163 @@ class SuperResolutionData(LightningDataModule):
             raise PolyditError(
                 f"--data.crop {crop} must divide by every factor in --data.scales {list(scales)}"
             )
+        layouts = ("pictures", "auto", *LAYOUTS)
+        if layout not in layouts:
+            raise PolyditError(f"--data.layout: {layout!r} is unknown; choose from {', '.join(layouts)}")
+        if low_path and layout != "pictures":
+            raise PolyditError(
+                f"--data.low_path does not go with --data.layout {layout}; give one of the two"
+            )
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the pictures; unreadable or too small ones are named and left out."""
+        """Find the pictures or pairs; unreadable or too small ones are named and left out."""
+        options = {
+            "crop": self.crop,
+            "scales": self.scales,
+            "length": self.samples_per_epoch,
+            "seed": self.seed,
+            "cache_megabytes": self.cache_megabytes,
+        }
+        self.train_set: Dataset[Any]
+        self.val_set: Dataset[Any]
+        if self.low_path is not None or self.layout != "pictures":
+            train_pairs, val_pairs = self.pairs()
+            self.train_set = PairedCrops(train_pairs, **options)
+            scale = max(val_pairs)
+            held_out, side = self._held_out(val_pairs[scale], lambda pair: pair.hr)
+            self.val_set = HeldOutPairs(held_out, side // scale * scale, scale)
+            return
         train, val = self.files()
-        if stage in (None, "fit"):
-            self.train_set = DegradedCrops(
-                train,
-                length=self.samples_per_epoch,
-                seed=self.seed,
-                cache_megabytes=self.cache_megabytes,
-                **self.options,
-            )
-        crop = max(self.options["crop"], 192)
-        val = [f for f in val if min(image_size(f)) >= crop]
-        self.val_set = HeldOutCrops(
-            val[:16], crop, max(self.options["scales"]), [*self.options["degradations"]]
-        )
+        self.train_set = DegradedCrops(train, degradations=self.degradations, **options)
+        scale = max(self.scales)
+        pictures, side = self._held_out(val, lambda path: path)
+        self.val_set = HeldOutCrops(pictures, side // scale * scale, scale, [*self.degradations])
+
+    # -- pictures ------------------------------------------------------------------------------------------
 
     def files(self) -> tuple[list[Path], list[Path]]:
         """Training and held-out pictures that can be read and hold a crop."""
         manifest = self.path / "manifest.jsonl"
+        div2k = sorted(self.path.glob("*_train_HR"))
         if manifest.is_file():
             records = [r for r in load_manifest(self.path) if r.kind == "photos"]
             train = [self.path / r.file for r in records if r.split == "train"]
             val = [self.path / r.file for r in records if r.split == "val"]
+        elif div2k:
+            train = [file for folder in div2k for file in list_images(folder)]
+            folders = sorted(self.path.glob("*_valid_HR"))
+            val = [file for folder in folders for file in list_images(folder)]
         else:
-            found = list_images(self.path)
-            val = found[::20] if len(found) >= 20 else found[:1]
-            train = [f for f in found if f not in set(val)] or found
+            train, val = [path for path, _ in pictures_of(self.path)], []
         if self.val_path is not None:
             val = list_images(self.val_path)
-        return self._usable(train), self._usable(val)
+        elif not val:
+            train, val = split(train)
+        return self._usable(train, self._check_picture, "pictures"), self._usable(
+            val, self._check_picture, "pictures"
+        )
 
-    def _usable(self, files: list[Path]) -> list[Path]:
-        usable, refused = [], []
-        for path in files:
+    def _check_picture(self, path: Path) -> None:
+        width, height = image_size(path)
+        if min(width, height) < self.crop:
+            raise PolyditError(
+                f"{path}: {width}x{height} is smaller than the crop of {self.crop}; lower --data.crop"
+            )
+
+    # -- pairs ---------------------------------------------------------------------------------------------
+
+    def pairs(self) -> tuple[dict[int, list[Pair]], dict[int, list[Pair]]]:
+        """Training and held-out pairs by their factor."""
+        if self.low_path is not None:
+            train, val = split(match(list_images(self.path), list_images(self.low_path)))
+        else:
+            train = self._of_layout(self.path, "train")
+            if self.val_path is not None:
+                val = self._of_layout(self.val_path, "val")
+            elif any(self._has_layout("val", s) for s in self.scales):
+                val = self._of_layout(self.path, "val")
+            else:
+                val = []
+            if not val or val == train:
+                train, val = split(train)
+        return self._by_factor(train), self._by_factor(val)
+
+    def _has_layout(self, part: str, scale: int) -> bool:
+        names = LAYOUTS if self.layout == "auto" else [self.layout]
+        try:
+            return any(LAYOUTS[name](self.path, part, scale) for name in names)
+        except PolyditError:  # a folder without pictures
+            return False
+
+    def _of_layout(self, root: Path, part: str) -> list[Pair]:
+        found: dict[Pair, None] = {}
+        problems = []
+        for scale in self.scales:
             try:
-                width, height = image_size(path)
-                if min(width, height) < self.options["crop"]:
-                    raise PolyditError(
-                        f"{path}: {width}x{height} is smaller than the crop of {self.options['crop']}"
-                    )
-                usable.append(path)
+                found.update(dict.fromkeys(find_pairs(root, layout=self.layout, split=part, scale=scale)))
+            except PolyditError as error:
+                if self.strict:
+                    raise
+                problems.append((scale, error))
+        if not found:
+            raise problems[0][1]
+        for scale, error in problems:
+            print(f"no pairs of factor {scale}: {error}")  # noqa: T201
+        return list(found)
+
+    def _by_factor(self, pairs: list[Pair]) -> dict[int, list[Pair]]:
+        groups: dict[int, list[Pair]] = {}
+        for pair in self._usable(pairs, self._factor, "pairs"):
+            groups.setdefault(self._factor(pair), []).append(pair)
+        return groups
+
+    def _factor(self, pair: Pair) -> int:
+        """How much smaller the low-resolution picture is; by the headers of the two files."""
+        high, low = image_size(pair.hr), image_size(pair.lr)
+        factor = max(1, round(high[0] / low[0]))
+        # The larger one may have up to factor - 1 pixels more than the smaller one accounts for.
+        if factor not in self.scales or (high[0] // factor, high[1] // factor) != low:
+            factors = ", ".join(map(str, self.scales))
+            raise PolyditError(
+                f"{pair.lr}: {low[0]}x{low[1]} is not {pair.hr.name} ({high[0]}x{high[1]}) divided by "
+                f"{factors}; check --data.scales"
+            )
+        if min(high) < self.crop:
+            raise PolyditError(
+                f"{pair.hr}: {high[0]}x{high[1]} is smaller than the crop of {self.crop}; lower --data.crop"
+            )
+        return factor
+
+    # -- both ----------------------------------------------------------------------------------------------
+
+    def _usable(self, items: list[Item], check: Callable[[Item], Any], what: str) -> list[Item]:
+        usable, refused = [], []
+        for item in items:
+            try:
+                check(item)
             except PolyditError as error:
                 if self.strict:
                     raise
                 refused.append(str(error))
-        for line in refused:
-            print(f"skipped {line}")  # noqa: T201
+            else:
+                usable.append(item)
         if not usable:
             raise PolyditError(
-                f"{self.path}: none of {len(files)} pictures can be used ({len(refused)} refused); "
-                "give a folder with larger pictures or a smaller --data.crop"
+                f"{self.path}: none of {len(items)} {what} can be used; {refused[0] if refused else 'there is none'}"
             )
+        for line in refused:
+            print(f"skipped {line}")  # noqa: T201
+        if refused:
+            print(f"{len(refused)} of {len(items)} {what} skipped")  # noqa: T201
         return usable
+
+    def _held_out(self, items: list[Item], picture: Callable[[Item], Path]) -> tuple[list[Item], int]:
+        """Those to look at during training and the side of their crops, which is one for all."""
+        sides = {id(item): min(image_size(picture(item))) for item in items}
+        wanted = max(self.crop, HELD_OUT_SIDE)
+        large = [item for item in items if sides[id(item)] >= wanted]
+        chosen = (large or items)[:HELD_OUT_COUNT]
+        return chosen, min(wanted, *(sides[id(item)] for item in chosen))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Crops in an order that depends on the seed only."""
@@ -234,3 +252,11 @@ class SuperResolutionData(LightningDataModule):
         return DataLoader(self.val_set, batch_size=4)
 
     test_dataloader = val_dataloader
+
+
+def split(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Training and held-out items of a folder that has no split of its own; a single one is both."""
+    if len(items) < 2:
+        return items, items
+    held_out = set(range(0, len(items), 20)) if len(items) >= 20 else {0}
+    return [x for i, x in enumerate(items) if i not in held_out], [items[i] for i in sorted(held_out)]

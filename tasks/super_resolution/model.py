@@ -59,12 +59,20 @@ class SuperResolution(DiffusionModule):
         self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
 
     def setup(self, stage: str) -> None:
-        """Refuse to start where the backbone wants latents and there is no autoencoder."""
+        """Refuse to start with another space or other factors than the backbone is made for."""
         channels = getattr(self.backbone, "prediction_channels", self.space.channels)
         if channels != self.space.channels:
             raise PolyditError(
                 f"--model.autoencoder: the backbone predicts {channels} channels and the data has "
                 f"{self.space.channels}; give the autoencoder that these latents are of"
+            )
+        data = getattr(self._trainer, "datamodule", None)
+        strangers = sorted(set(getattr(data, "scales", ())) - set(self.formulation.scales))
+        if strangers:
+            known = ", ".join(map(str, self.formulation.scales))
+            raise PolyditError(
+                f"--data.scales: has factor {strangers[0]}, and the model is made for {known}; "
+                "leave it out, or add it to --model.scales"
             )
         super().setup(stage)
 
