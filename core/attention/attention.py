@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from .dense import attend
+from .projection import Projection
 from .rotary import apply_rotary
 from .window import window_attention
 
@@ -68,12 +69,12 @@ class Attention(nn.Module, AttentionModuleMixin):
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} does not divide by num_heads {num_heads}")
         self.head_dim = hidden_size // num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.qkv = Projection(hidden_size, 3 * hidden_size)
         # Tensor parallelism shards each of the three packed parts by itself.
         self.qkv._tp_packed_col_blocks = [hidden_size] * 3  # type: ignore[assignment]
         self.q_norm = make_qk_norm(qk_norm, self.head_dim)
         self.k_norm = make_qk_norm(qk_norm, self.head_dim)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.proj = Projection(hidden_size, hidden_size)
         self.processor = _Backend()
 
     def heads(self, x: Tensor) -> Tensor:
@@ -154,12 +155,12 @@ class CrossAttention(nn.Module, AttentionModuleMixin):
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:
         super().__init__()
         self.head_dim = hidden_size // num_heads
-        self.q = nn.Linear(hidden_size, hidden_size)
-        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
+        self.q = Projection(hidden_size, hidden_size)
+        self.kv = Projection(hidden_size, 2 * hidden_size)
         self.kv._tp_packed_col_blocks = [hidden_size] * 2  # type: ignore[assignment]
         self.q_norm = make_qk_norm(qk_norm, self.head_dim)
         self.k_norm = make_qk_norm(qk_norm, self.head_dim)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.proj = Projection(hidden_size, hidden_size)
         self.processor = _Backend()
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:

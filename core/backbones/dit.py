@@ -307,6 +307,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         if "sincos" in position:
             # A frozen parameter, not a buffer: published checkpoints and parameter counts contain it.
             self.pos_embed = nn.Parameter(sincos_table(self.base_grid, hidden_size), requires_grad=False)
+        self._last_table: tuple[tuple[tuple[int, ...], torch.device], Tensor] | None = None
         self.rotary = None
         if "rope" in position:
             self.rotary = RotaryEmbed(rope_axes_dim or rotary_axes_dim(hidden_size // num_heads, axes))
@@ -392,11 +393,18 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         """(B, C, *spatial) -> (B, N, D) with additive positions."""
         tokens = self.patch_embed(hidden_states)
         if self.pos_embed is not None:
-            grid = self.grid_of(hidden_states)
-            stored = grid == self.base_grid
-            table = self.pos_embed if stored else sincos_table(grid, tokens.shape[-1]).to(tokens.device)
-            tokens = tokens + table.to(tokens.dtype)
+            tokens = tokens + self.position_table(self.grid_of(hidden_states), tokens.device).to(tokens.dtype)
         return tokens
+
+    def position_table(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
+        """Additive positions (1, N, D) of a grid. The last table that was computed is kept for the next call."""
+        if grid == self.base_grid:
+            return self.pos_embed
+        if torch.compiler.is_compiling():
+            return sincos_table(grid, self.config.hidden_size).to(device)
+        if self._last_table is None or self._last_table[0] != (grid, device):
+            self._last_table = ((grid, device), sincos_table(grid, self.config.hidden_size).to(device))
+        return self._last_table[1]
 
     def position_ids(self, grid: Sequence[int], device: torch.device | str | None = None) -> Tensor:
         """Coordinates (N, A) of a grid's tokens for the rotary positions, with a zero group axis if there is one."""

@@ -87,7 +87,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["plain", "linear", "rslora", "gaussian"])
+@pytest.mark.parametrize("name", ["plain", "rslora", "gaussian"])
 def test_fresh_adapter_changes_no_bit(name):
     model = make_dit()
     before = run(model)
@@ -95,7 +95,8 @@ def test_fresh_adapter_changes_no_bit(name):
     assert torch.equal(run(model), before)
 
 
-@pytest.mark.parametrize("name", ["dora", "pissa", "olora"])
+# "linear" reaches the MLP, whose product and GELU are one kernel until an adapter stands between them.
+@pytest.mark.parametrize("name", ["linear", "dora", "pissa", "olora"])
 def test_fresh_adapter_is_a_no_op_up_to_rounding(name):
     model = make_dit()
     before = run(model)
