@@ -6,7 +6,6 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,11 @@ SAMPLES = ROOT / "demos" / "samples"
 WEIGHTS = ROOT / "demos" / "weights" / "super_resolution"
 CONFIGS = ROOT / "configs" / "super_resolution"
 SCALE = 4
-WORDS = (
+TEXT = (
     "the diffusion transformer restores a picture from noise one step at a time while its condition shows what was "
     "there before light fell through the lens and rounding took the edges away letters are thin strokes on paper"
-).split()
+)
+WORDS = TEXT.split()
 
 
 def bicubic(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -46,10 +46,10 @@ def page(seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
     picture = Image.new("L", size, 236)
     draw = ImageDraw.Draw(picture)
     y = 12
-    while y < size[1] - 24:
-        height = rng.choice((13, 15, 18, 22))
+    while y < size[1] - 48:
+        height = rng.choice((26, 32, 38, 46))
         font = ImageFont.load_default(height)
-        line = " ".join(rng.choice(WORDS) for _ in range(18))
+        line = " ".join(rng.choice(WORDS) for _ in range(12))
         draw.text((12, y), line if rng.random() < 0.7 else line.title(), fill=rng.randint(20, 70), font=font)
         y += int(height * 1.35)
     grain = np.random.default_rng(seed).normal(0, 2, (size[1], size[0]))
@@ -158,9 +158,9 @@ def adapt(output: Path, writer: OutputWriter) -> tuple[ResultsTable, BeforeAfter
     return table, BeforeAfter(f"pages/base/{name}.png", f"pages/adapted/{name}.png", "a page of text", labels)
 
 
-def main(output: Path = Path("demo_output"), say: Callable[..., None] = Console().print) -> None:
+def main(output: Path = Path("demo_output")) -> None:
     """Write everything below ``output``."""
-    start = time.monotonic()
+    start, say = time.monotonic(), Console().print
     writer = OutputWriter(output)
     results, sliders = photographs(output, writer)
     adaptation, slider = adapt(output, writer)

@@ -176,4 +176,5 @@ class _Clock:
             self.share_at_start = share
             return None
         done = share - self.share_at_start
-        return (1 - share) * (now - self.began) / done if done > 0 else None
+        # Under a time limit the last steps run past it: the share is then above one.
+        return max(1 - share, 0.0) * (now - self.began) / done if done > 0 else None
