@@ -1,0 +1,94 @@
+"""``polydit super-resolution evaluate``: the test protocol from the command line."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers.utils import logging
+
+from ...core.adapters import apply_lora
+from ...core.data.images import image_size, list_images
+from ...core.data.pairs import Pair, match
+from ...core.devices import check_device_name, choose_device, choose_dtype
+from ...core.errors import PolyditError
+from ...core.load import load
+from ...core.media import OutputWriter
+from ...core.task import find_task
+from .metrics import evaluate
+
+__all__ = ["run"]
+
+TASK = "super-resolution"
+
+
+def run(options: Namespace) -> int:
+    """Print the table of an evaluation, and write it as JSON where asked to.
+
+    Raises:
+        PolyditError: no pictures, no weights, an output that exists, or something that does not fit.
+    """
+    if options.input is None:
+        raise PolyditError("--input: required; give a folder of high-resolution pictures")
+    output: Path | None = options.output
+    if output is not None and output.exists() and not options.overwrite:
+        raise PolyditError(f"--output {output}: exists already; pass --overwrite or choose another name")
+    check_device_name(options.device)
+    files = list_images(options.input)
+    for path in files:
+        image_size(path)  # complains before anything is computed
+    pictures: Sequence[Path] | Sequence[Pair] = files
+    if options.low is not None:
+        pictures = match(files, list_images(options.low))
+    weights = options.weights or find_task(TASK).weights_folder()
+    device = choose_device(options.device)
+    logging.disable_progress_bar()  # of loading components; there is a bar for the pictures
+    pipe = load(weights, task=TASK, dtype=choose_dtype(options.dtype, device))
+    if options.lora is not None:
+        if not options.lora.is_file():
+            raise PolyditError(f"--lora {options.lora}: no such file")
+        say(f"{options.lora}: {apply_lora(pipe.transformer, options.lora, options.lora_scale)}")
+    pipe.to(device)
+    with progress_bar(len(pictures)) as progress:
+        result = evaluate(
+            pipe,
+            pictures,
+            degradation=options.degradation,
+            scale=options.scale,
+            limit_side=options.limit_side,
+            num_inference_steps=options.steps,
+            seed=options.seed,
+            progress=progress,
+            tile=options.tile,
+            overlap=options.overlap,
+            color_fix=options.color_fix,
+        )
+    table = result.table()
+    print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
+    print(f"mean gain over bicubic: {result.mean('gain'):+.2f} dB")  # noqa: T201
+    if output is not None:
+        settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
+        writer = OutputWriter(output.parent, overwrite=options.overwrite)
+        content = {"settings": {**settings, "weights": weights, "device": str(device)}, **result.record()}
+        say(f"wrote {writer.json(output.name, content)}")
+    return 0
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("pictures", total=total)
+        yield lambda done, _: progress.update(bar, completed=done)
+
+
+def say(line: str) -> None:
+    """One line to the user."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
