@@ -142,10 +142,9 @@ class StreamBlock(DiTBlock):
                 hidden_states, encoder_hidden_states, encoder_attention_mask
             )
         hidden = self.mlp.hidden(modulate(self.norm2(hidden_states), shift2, scale2))
-        condition = hidden.chunk(2, dim=1)[1]
-        injected = convolve_tokens(self.control_conv, condition, grid)
-        hidden = self.mlp.mix(hidden, (grid, grid))
-        hidden = hidden + torch.cat([self.injection_factor * injected, torch.zeros_like(injected)], dim=1)
+        injected = convolve_tokens(self.control_conv, hidden.chunk(2, dim=1)[1], grid)
+        noisy, condition = self.mlp.mix(hidden, (grid, grid)).chunk(2, dim=1)
+        hidden = torch.cat([noisy + self.injection_factor * injected, condition], dim=1)
         return torch.addcmul(hidden_states, gate2, self.mlp.fc2(hidden))
 
 

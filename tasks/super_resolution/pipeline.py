@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ...core.autoencoders import as_autoencoder
 from ...core.colour import adain, colour_fix, wavelet
+from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Denoise, Parameterization, with_scheduler
 from ...core.errors import PolyditError
 from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
@@ -24,7 +26,7 @@ from .formulation import Formulation, upsample
 
 __all__ = ["SuperResolutionOutput", "SuperResolutionPipeline"]
 
-Picture = Image.Image | np.ndarray | Tensor
+Picture = Image.Image | np.ndarray | Tensor | str | Path
 COLOR_FIXES = ("none", "adain", "wavelet")
 
 
@@ -83,7 +85,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         scale: int = 4,
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
-        tile: int = 512,
+        tile: int = 1024,
         overlap: int = 64,
         color_fix: str = "none",
         output_type: str = "pil",
@@ -91,7 +93,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         """Enlarge.
 
         Args:
-            image: a PIL picture, an (H, W, 3) uint8 array, a (B, 3, H, W) tensor in [-1, 1], or a list of pictures.
+            image: a PIL picture, the path of a file, an (H, W, 3) uint8 array, a (B, 3, H, W) tensor in [-1, 1], or a
+                list of pictures.
             scale: factor, one of those that the weights know.
             num_inference_steps: 1 gives the most faithful picture; more steps add detail.
             generator: source of the noise; a CPU generator means the same picture everywhere.
@@ -123,7 +126,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         scale: int = 4,
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
-        tile: int = 512,
+        tile: int = 1024,
         overlap: int = 64,
         color_fix: str = "none",
         progress: Callable[[int, int], None] | None = None,
@@ -283,7 +286,9 @@ def to_float(image: Tensor) -> Tensor:
 
 
 def to_tensor(picture: Picture) -> Tensor:
-    """A PIL picture or an (H, W, 3) uint8 array as (1, 3, H, W) uint8; a tensor passes."""
+    """A PIL picture, a file or an (H, W, 3) uint8 array as (1, 3, H, W) uint8; a tensor passes."""
+    if isinstance(picture, str | Path):
+        picture = to_uint8(read_image(picture)[0])
     if isinstance(picture, Tensor):
         return picture if picture.ndim == 4 else picture[None]
     array = np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
