@@ -130,7 +130,7 @@ class _Inputs:
     def _equal(self, index: int, value: Any) -> bool:
         copy, seen = self._copies[index], self._seen[index]
         if not isinstance(value, Tensor) or not isinstance(copy, Tensor) or seen is None:
-            return type(value) is type(copy) and value == copy
+            return type(value) is type(copy) and bool(value == copy)
         version = _version(value)
         if value is seen[0] and version is not None and version == seen[1]:
             return True  # the very tensor, untouched: no need to wait for the device

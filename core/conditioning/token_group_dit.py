@@ -66,7 +66,8 @@ class TokenGroupDiT(DiT):
         unknown = set(conditions) - set(self.type_embed)
         if unknown:
             raise ValueError(
-                f"conditions {', '.join(sorted(unknown))}; this model has {', '.join(self.type_embed) or 'none'}"
+                f"conditions {', '.join(sorted(unknown))}; this model has "
+                f"{', '.join(self.config.conditions or ()) or 'none'}"
             )
         target = self.grid_of(hidden_states)
         groups = [TokenGroup("target", hidden_states, timestep=timestep)]

@@ -113,8 +113,7 @@ def position_ids(dit: DiT, group: TokenGroup) -> Tensor | None:
     if group.position_ids is not None:
         return group.position_ids
     grid = dit.grid_of(group.picture) if group.picture is not None else group.grid
-    device = group.picture.device if group.picture is not None else group.tokens.device  # type: ignore[union-attr]
-    return group.position.ids(grid, device) if grid is not None else None
+    return group.position.ids(grid) if grid is not None else None
 
 
 def label_collisions(dit: DiT, groups: Sequence[TokenGroup]) -> dict[tuple[str, str], int]:

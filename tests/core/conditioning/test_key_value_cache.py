@@ -201,6 +201,6 @@ def test_misuse(make_dit, noise):
         forward_groups(model.train(), given, LOOKS, cache=KeyValueCache())
     model.eval()
     x = given[1].picture
+    hints = SideBranch.from_base(model, 1, 3)(torch.cat([x, x], 1), torch.zeros(2))
     with torch.no_grad(), pytest.raises(ValueError, match="'person': residuals change"):
-        hints = SideBranch.from_base(model, 1, 3)(torch.cat([x, x], 1), torch.zeros(2))
         forward_groups(model, given, LOOKS, residuals={"person": hints}, cache=KeyValueCache())
