@@ -9,7 +9,8 @@ from polydit.core.backbones.diffusers_dit import dit_from_diffusers, dit_to_diff
 from polydit.core.errors import PolyditError
 
 CONFIG = {
-    "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 64, "depth": 3, "num_heads": 4, "num_classes": 10,
+    "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 64, "depth": 3, "num_heads": 4,
+    "num_classes": 10,
 }  # fmt: skip
 
 
@@ -109,5 +110,7 @@ def test_copies_that_went_apart_are_refused():
     twin = dit_to_diffusers(build())
     with torch.no_grad():
         twin.transformer_blocks[2].norm1.emb.timestep_embedder.linear_1.bias[0] += 1
-    with pytest.raises(PolyditError, match=r"transformer_blocks.2.norm1.emb.timestep_embedder.linear_1 differs"):
+    with pytest.raises(
+        PolyditError, match=r"transformer_blocks.2.norm1.emb.timestep_embedder.linear_1 differs"
+    ):
         dit_from_diffusers(twin)

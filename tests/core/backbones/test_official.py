@@ -52,7 +52,9 @@ def test_reference_vectors(case, with_gradients):
         return lambda module, args, out: seen.update({name: out})
 
     first = model.blocks[0]
-    first.register_forward_pre_hook(lambda module, args: seen.update(embedded_tokens=args[0], conditioning=args[1]))
+    first.register_forward_pre_hook(
+        lambda module, args: seen.update(embedded_tokens=args[0], conditioning=args[1])
+    )
     first.register_forward_hook(keep("after_block_0"))
     first.attn.register_forward_hook(keep("attention_0"))
     first.mlp.register_forward_hook(keep("mlp_0"))
@@ -78,7 +80,10 @@ def test_round_trip_is_bit_exact(case):
     for key, value in weights.items():
         assert torch.equal(back[key], value.float()), key
     again = load_official(system, back, **entry["config"])
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_element_count_is_the_published_one(case):
@@ -136,7 +141,11 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, wrap):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not a readable checkpoint"), (b"PK\x03\x04 cut off", "not a readable checkpoint"), (None, "no such file")],
+    [
+        (b"", "not a readable checkpoint"),
+        (b"PK\x03\x04 cut off", "not a readable checkpoint"),
+        (None, "no such file"),
+    ],
 )
 def test_broken_files_are_named(tmp_path, content, message):
     path = tmp_path / "w.pt"
@@ -166,7 +175,10 @@ def changed(weights, change):
     [
         (lambda w: w.pop("blocks.1.attn.qkv.weight"), r"missing \['blocks.1.attn.qkv.weight'\]"),
         (lambda w: w.update(extra=torch.zeros(1)), r"unexpected \['extra'\]"),
-        (lambda w: w.update({"final_layer.linear.bias": torch.zeros(3)}), r"final_layer.linear.bias is \[3\], not \[32\]"),
+        (
+            lambda w: w.update({"final_layer.linear.bias": torch.zeros(3)}),
+            r"final_layer.linear.bias is \[3\], not \[32\]",
+        ),
     ],
 )
 def test_wrong_keys_are_one_line(change, message):
@@ -177,7 +189,9 @@ def test_wrong_keys_are_one_line(change, message):
 
 
 def test_unknown_system_and_argument_are_named():
-    with pytest.raises(PolyditError, match="'pixart' is not known; choose one of dit, dit4sr, lightningdit, sit"):
+    with pytest.raises(
+        PolyditError, match="'pixart' is not known; choose one of dit, dit4sr, lightningdit, sit"
+    ):
         load_official("pixart", {})
     with pytest.raises(PolyditError, match="no argument 'width'"):
         load_official("dit", {}, width=3)
