@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 from ...core.data.degradation import Degradation
 from ...core.data.images import image_size, read_image, to_uint8
 from ...core.data.pairs import Pair, PairedPictures
+from ...core.errors import PolyditError
 from .formulation import upsample
 
-__all__ = ["DegradedCrops", "HeldOutCrops", "HeldOutPairs", "PairedCrops"]
+__all__ = ["DegradedCrops", "PairedCrops", "held_out_crops", "held_out_pairs"]
 
 
 class PictureCache:
@@ -40,6 +41,28 @@ class PictureCache:
         return picture
 
 
+class Damaged:
+    """Files that turn out to be bad when they are decoded: each is named once, with the count so far.
+
+    Args:
+        total: files in all; when every one was bad, the last error is raised.
+        strict: raise the first one.
+    """
+
+    def __init__(self, total: int, strict: bool) -> None:
+        self.total, self.strict = total, strict
+        self.seen: set[str] = set()
+
+    def __call__(self, error: PolyditError) -> None:
+        """Take note of `error`, or raise it."""
+        line = str(error)
+        if line not in self.seen:
+            self.seen.add(line)
+            print(f"skipped {line}; {len(self.seen)} of {self.total} so far")  # noqa: T201
+        if self.strict or len(self.seen) >= self.total:
+            raise error
+
+
 class DegradedCrops(Dataset[dict[str, Any]]):
     """Random crops of pictures and what a degradation leaves of them; sample i is a pure function of seed and i.
 
@@ -51,6 +74,7 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         length: samples in all.
         seed: of every draw.
         cache_megabytes: see `PictureCache`; each worker has its own.
+        strict: fail on a damaged picture instead of drawing another one.
     """
 
     def __init__(
@@ -62,6 +86,7 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         length: int,
         seed: int = 0,
         cache_megabytes: int = 800,
+        strict: bool = False,
     ) -> None:
         self.files, self.crop, self.length, self.seed = files, crop, length, seed
         areas = np.array([np.prod(image_size(f), dtype=float) for f in files])
@@ -69,12 +94,20 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         self.scales, self.scale_weights = list(scales), _normalised(scales)
         self.presets, self.preset_weights = list(degradations), _normalised(degradations)
         self.read = PictureCache(cache_megabytes)
+        self.damaged = Damaged(len(files), strict)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
+        while True:
+            try:
+                return self._draw(rng)
+            except PolyditError as error:
+                self.damaged(error)
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
         picture = self.read(self.files[rng.choice(len(self.files), p=self.weights)])
         top, left = (int(rng.integers(side - self.crop + 1)) for side in picture.shape[:2])
         part = picture[top : top + self.crop, left : left + self.crop]
@@ -99,6 +132,7 @@ class PairedCrops(Dataset[dict[str, Any]]):
         length: samples in all.
         seed: of every draw.
         cache_megabytes: see `PictureCache`; each worker has its own.
+        strict: fail on a damaged picture instead of drawing another one.
     """
 
     def __init__(
@@ -109,6 +143,7 @@ class PairedCrops(Dataset[dict[str, Any]]):
         length: int,
         seed: int = 0,
         cache_megabytes: int = 800,
+        strict: bool = False,
     ) -> None:
         self.length, self.seed = length, seed
         read = PictureCache(cache_megabytes)
@@ -116,55 +151,61 @@ class PairedCrops(Dataset[dict[str, Any]]):
             PairedPictures(found, scale=s, size=crop, seed=seed, read=read) for s, found in pairs.items()
         ]
         self.weights = _normalised({s: scales[s] for s in pairs})
+        self.damaged = Damaged(sum(map(len, pairs.values())), strict)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
-        chosen = self.sets[rng.choice(len(self.sets), p=self.weights)]
-        # Numbers beyond the set's length show other crops of the same pairs.
-        sample = chosen[int(rng.integers(2**31))]
-        return as_sample(sample["lq"], sample["gt"], chosen.scale, keep_low=len(self.sets) == 1)
+        while True:
+            chosen = self.sets[rng.choice(len(self.sets), p=self.weights)]
+            try:
+                # Numbers beyond the set's length show other crops of the same pairs.
+                sample = chosen[int(rng.integers(2**31))]
+            except PolyditError as error:
+                self.damaged(error)
+            else:
+                return as_sample(sample["lq"], sample["gt"], chosen.scale, keep_low=len(self.sets) == 1)
 
 
-class HeldOutPairs(Dataset[dict[str, Any]]):
-    """The aligned centre crops of pairs of one factor, always the same."""
-
-    def __init__(self, pairs: list[Pair], crop: int, scale: int) -> None:
-        self.pairs, self.crop = PairedPictures(pairs, scale=scale), crop
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample, scale = self.pairs[index], self.pairs.scale
-        side = self.crop // scale
-        top, left = ((length - side) // 2 for length in sample["lq"].shape[1:])
-        low = sample["lq"][:, top : top + side, left : left + side]
-        top, left = top * scale, left * scale
-        high = sample["gt"][:, top : top + side * scale, left : left + side * scale]
-        return as_sample(low, high, scale)
-
-
-class HeldOutCrops(Dataset[dict[str, Any]]):
+def held_out_crops(
+    files: list[Path], crop: int, scale: int, degradations: list[str], strict: bool = False
+) -> list[dict[str, Any]]:
     """The centre crop of each picture at one factor, once per degradation, always the same."""
-
-    def __init__(self, files: list[Path], crop: int, scale: int, degradations: list[str]) -> None:
-        self.pairs = [(path, preset) for path in files for preset in degradations]
-        self.crop, self.scale = crop, scale
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path, preset = self.pairs[index]
-        picture = to_uint8(read_image(path)[0])
-        top, left = ((side - self.crop) // 2 for side in picture.shape[:2])
-        part = np.ascontiguousarray(picture[top : top + self.crop, left : left + self.crop])
+    samples, damaged = [], Damaged(len(files), strict)
+    for number, path in enumerate(files):
+        try:
+            picture = to_uint8(read_image(path)[0])
+        except PolyditError as error:
+            damaged(error)
+            continue
+        top, left = ((side - crop) // 2 for side in picture.shape[:2])
+        part = np.ascontiguousarray(picture[top : top + crop, left : left + crop])
         high = torch.from_numpy(part).permute(2, 0, 1).float() / 255
-        pair = Degradation(preset, self.scale)(high, torch.Generator().manual_seed(index))
-        return as_sample(pair.lq * 2 - 1, pair.gt * 2 - 1, self.scale)
+        for i, preset in enumerate(degradations):
+            generator = torch.Generator().manual_seed(number * len(degradations) + i)
+            pair = Degradation(preset, scale)(high, generator)
+            samples.append(as_sample(pair.lq * 2 - 1, pair.gt * 2 - 1, scale))
+    return samples
+
+
+def held_out_pairs(pairs: list[Pair], crop: int, scale: int, strict: bool = False) -> list[dict[str, Any]]:
+    """The aligned centre crops of pairs of one factor, always the same."""
+    samples, damaged = [], Damaged(len(pairs), strict)
+    whole, side = PairedPictures(pairs, scale=scale), crop // scale
+    for number in range(len(pairs)):
+        try:
+            pair = whole[number]
+        except PolyditError as error:
+            damaged(error)
+            continue
+        top, left = ((length - side) // 2 for length in pair["lq"].shape[1:])
+        low = pair["lq"][:, top : top + side, left : left + side]
+        top, left = top * scale, left * scale
+        high = pair["gt"][:, top : top + crop, left : left + crop]
+        samples.append(as_sample(low.clone(), high.clone(), scale))  # not views of the whole pictures
+    return samples
 
 
 def as_sample(low: Tensor, high: Tensor, scale: int, keep_low: bool = True) -> dict[str, Any]:

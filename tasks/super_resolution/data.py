@@ -16,7 +16,7 @@ from ...core.data.pairs import LAYOUTS, Pair, find_pairs, match
 from ...core.data.picture_lists import pictures_of
 from ...core.errors import PolyditError
 from ...core.training.resume import resumable_loader
-from .crops import DegradedCrops, HeldOutCrops, HeldOutPairs, PairedCrops
+from .crops import DegradedCrops, PairedCrops, held_out_crops, held_out_pairs
 
 __all__ = ["SuperResolutionData"]
 
@@ -94,21 +94,22 @@ class SuperResolutionData(LightningDataModule):
             "length": self.samples_per_epoch,
             "seed": self.seed,
             "cache_megabytes": self.cache_megabytes,
+            "strict": self.strict,
         }
         self.train_set: Dataset[Any]
-        self.val_set: Dataset[Any]
         if self.low_path is not None or self.layout != "pictures":
             train_pairs, val_pairs = self.pairs()
             self.train_set = PairedCrops(train_pairs, **options)
             scale = max(val_pairs)
             held_out, side = self._held_out(val_pairs[scale], lambda pair: pair.hr)
-            self.val_set = HeldOutPairs(held_out, side // scale * scale, scale)
+            self.val_set = held_out_pairs(held_out, side // scale * scale, scale, self.strict)
             return
         train, val = self.files()
         self.train_set = DegradedCrops(train, degradations=self.degradations, **options)
         scale = max(self.scales)
         pictures, side = self._held_out(val, lambda path: path)
-        self.val_set = HeldOutCrops(pictures, side // scale * scale, scale, [*self.degradations])
+        presets = [*self.degradations]
+        self.val_set = held_out_crops(pictures, side // scale * scale, scale, presets, self.strict)
 
     # -- pictures ------------------------------------------------------------------------------------------
 
@@ -128,11 +129,8 @@ class SuperResolutionData(LightningDataModule):
             train, val = [path for path, _ in pictures_of(self.path)], []
         if self.val_path is not None:
             val = list_images(self.val_path)
-        elif not val:
-            train, val = split(train)
-        return self._usable(train, self._check_picture, "pictures"), self._usable(
-            val, self._check_picture, "pictures"
-        )
+        train = self._usable(train, self._check_picture, "pictures")
+        return (train, self._usable(val, self._check_picture, "pictures")) if val else split(train)
 
     def _check_picture(self, path: Path) -> None:
         width, height = image_size(path)
@@ -146,7 +144,7 @@ class SuperResolutionData(LightningDataModule):
     def pairs(self) -> tuple[dict[int, list[Pair]], dict[int, list[Pair]]]:
         """Training and held-out pairs by their factor."""
         if self.low_path is not None:
-            train, val = split(match(list_images(self.path), list_images(self.low_path)))
+            train, val = match(list_images(self.path), list_images(self.low_path)), []
         else:
             train = self._of_layout(self.path, "train")
             if self.val_path is not None:
@@ -155,8 +153,11 @@ class SuperResolutionData(LightningDataModule):
                 val = self._of_layout(self.path, "val")
             else:
                 val = []
-            if not val or val == train:
-                train, val = split(train)
+        train = self._usable(train, self._factor, "pairs")
+        if not val or set(val) >= set(train):
+            train, val = split(train)
+        else:
+            val = self._usable(val, self._factor, "pairs")
         return self._by_factor(train), self._by_factor(val)
 
     def _has_layout(self, part: str, scale: int) -> bool:
@@ -184,7 +185,7 @@ class SuperResolutionData(LightningDataModule):
 
     def _by_factor(self, pairs: list[Pair]) -> dict[int, list[Pair]]:
         groups: dict[int, list[Pair]] = {}
-        for pair in self._usable(pairs, self._factor, "pairs"):
+        for pair in pairs:
             groups.setdefault(self._factor(pair), []).append(pair)
         return groups
 
