@@ -158,6 +158,23 @@ def test_an_adapter_over_all_tokens_is_noticed(make_dit, noise):
     assert cache.runs == 6
 
 
+@pytest.mark.parametrize("target", [["target", "person"], ["target"], ["garment"]])
+@torch.no_grad()
+def test_the_table_holds_for_cached_groups_too(target, make_dit, noise):
+    """A group may be kept from looking at a cached one, beside another that sees it."""
+    model, cache, given = make_dit(dtype=torch.float64), KeyValueCache(), groups(noise, 0, torch.float64)
+    given.append(TokenGroup("second", noise(2, 3, 8, 8, seed=5).double(), timestep=0.5))
+    looks, outputs = {**LOOKS, "target": target}, ("target", "second")
+    plain = forward_groups(model, given, looks, outputs)
+    for _ in range(2):
+        cached = forward_groups(model, given, looks, outputs, cache=cache)
+        for name, value in plain.items():
+            torch.testing.assert_close(cached[name], value, atol=1e-11, rtol=0)
+    assert cache.runs == 2
+    free = forward_groups(model, given, LOOKS, outputs, cache=cache)
+    assert (free["target"] - plain["target"]).abs().max() > 1e-3
+
+
 @torch.no_grad()
 def test_equal_values_in_new_tensors_are_the_same_condition(make_dit, noise):
     model, cache = adapted(make_dit), KeyValueCache()

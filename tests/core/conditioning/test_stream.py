@@ -74,6 +74,14 @@ def test_published_keys_halve_the_base_exactly(noise):
     assert torch.equal(key[:, :, 6:], layer.k_norm(key[:, :, :6]))
 
 
+@pytest.mark.parametrize("published_keys", [False, True])
+def test_the_condition_s_output_gets_its_input_added(published_keys, noise):
+    layer, x = attention(published_keys), noise(2, 12, 16).double()
+    noisy, condition = layer.attend(*layer.project(x)).chunk(2, dim=1)
+    expected = torch.cat([layer.proj(noisy), layer.control_proj(condition + x[:, 6:])], dim=1)
+    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=0)
+
+
 def test_a_fresh_stream_is_not_ignored_but_its_content_is(make_dit, noise):
     """Zero keys and values make the output independent of the condition, though not equal to the base's."""
     x, a, b = (noise(2, 3, 8, 8, seed=s) for s in range(3))
