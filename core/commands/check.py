@@ -50,9 +50,12 @@ def run_check(task: TaskSpec, words: Sequence[str]) -> int:
         run = attempt(lambda: TaskCLI(task, "fit", arguments))
     if run is not None:
         lines += _describe_model(run.model)
-        for stage in ("fit", "validate"):
-            attempt(partial(_set_up, run.datamodule, stage))
-        for name, loader in (("train", "train_dataloader"), ("validation", "val_dataloader")):
+        for stage, name, loader in (
+            ("fit", "train", "train_dataloader"),
+            ("validate", "validation", "val_dataloader"),
+        ):
+            if not attempt(partial(_set_up, run.datamodule, stage)):
+                continue  # what could not be set up has no loader to ask
             line = attempt(partial(_describe_data, run.datamodule, name, loader))
             if line:
                 lines.append(line)
@@ -82,10 +85,11 @@ def _describe_model(module: Any) -> list[str]:
     ]
 
 
-def _set_up(datamodule: Any, stage: str) -> None:
+def _set_up(datamodule: Any, stage: str) -> bool:
     if stage == "fit":
         datamodule.prepare_data()
     datamodule.setup(stage)
+    return True
 
 
 def _describe_data(datamodule: Any, name: str, loader: str) -> str | None:

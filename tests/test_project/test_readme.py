@@ -63,7 +63,7 @@ def test_a_command_is_understood(
 
     monkeypatch.setattr(Parser, "parse_args", parse_only)
     monkeypatch.chdir(ROOT)
-    if len(words) > 2 and words[2] in ("fit", "validate", "test"):
+    if len(words) > 2 and words[2] in ("check", "fit", "validate", "test"):
         from polydit.core.training.cli import TaskCLI
 
         def understood(self: TaskCLI) -> None:
