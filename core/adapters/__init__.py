@@ -16,8 +16,8 @@ from .lora import (
     unload,
     unmerge,
 )
-from .lora_file import save_lora
 from .options import LoraOptions
+from .saving import save_lora
 
 __all__ = [
     "LoadReport",

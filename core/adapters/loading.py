@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PolyditError
+from .families import family_of
+from .formats import from_layout
 from .lora import (
     adapter_weights,
     add_adapter,
@@ -19,10 +22,15 @@ from .lora import (
     set_adapter_weights,
     training_scale,
 )
-from .lora_file import LoraModule, describe_base, read_lora
+from .lora_file import TEXT_ENCODER, LoraFile, LoraModule, open_lora
+from .saving import describe_base
 from .targets import adaptable_modules
 
 __all__ = ["LoadReport", "apply_lora", "continue_from", "load_lora"]
+
+
+CHANGES = re.compile(r"\.(diff|diff_b|lora_B\.bias|set_weight|reshape_weight)$")
+"""Keys of changes that are no product of two factors."""
 
 
 @dataclass
@@ -34,7 +42,7 @@ class LoadReport:
         unexpected: Keys that belong to no module of the model.
         missing: Modules of which the file has only one factor.
         scale: The strength it was loaded at.
-        note: A remark on the base it was trained on, or empty.
+        note: What else to know: layout and scale of a foreign file, what was left out, another base; or empty.
     """
 
     matched: list[str]
@@ -61,12 +69,17 @@ def match_modules(
     path: str | Path, model: nn.Module, scale: float, group: bool = False
 ) -> tuple[dict[str, LoraModule], LoadReport]:
     """Read a file for a model; every module of the file must be one of the model, in shape too."""
-    modules, unexpected, missing, entry = read_lora(path)
+    file = open_lora(path)
+    entry = file.entry
     if entry.get("tokens") == "group" and not group:
         raise PolyditError(
             f"{path}: was trained for one group of tokens and would change all of them; attach it with load_group_lora"
         )
     have = adaptable_modules(model)
+    try:
+        modules = from_layout(file.modules, family_of(model), have)
+    except PolyditError as error:
+        raise PolyditError(f"{path}: {error}") from error
     strangers = [name for name in modules if name not in have]
     if strangers:
         base = entry.get("base", {}).get("class")
@@ -82,12 +95,30 @@ def match_modules(
                 f"{path}: {name} is made for a weight of {[part.b.shape[0], *part.a.shape[1:]]}, the model has "
                 f"{list(weight.shape)}; use the weights it was trained on"
             )
-    note = ""
-    mine = describe_base(model)
-    if entry.get("base") and entry["base"] != mine:
-        note = f"trained on another {entry['base'].get('class', 'base')} configuration"
-    matched = [key for part in modules.values() for key in part.keys]
-    return modules, LoadReport(matched, unexpected, missing, scale, note)
+    matched = list(dict.fromkeys(key for part in file.modules.values() for key in part.keys))
+    note = "; ".join(_remarks(file, describe_base(model)))
+    return modules, LoadReport(matched, file.unexpected, file.missing, scale, note)
+
+
+def _remarks(file: LoraFile, mine: dict[str, Any]) -> list[str]:
+    """What a user should know of a file beside the count of its keys."""
+    remarks = []
+    if file.layout != "diffusers":
+        remarks.append(f"{file.layout} layout")
+    scales = sorted({module.scale for module in file.modules.values()})
+    if scales != [1.0]:
+        span = f"{scales[0]:g}" + (f" to {scales[-1]:g}" if len(scales) > 1 else "")
+        remarks.append(f"alpha/rank {span} from its {file.alpha}")
+    encoder = sum(TEXT_ENCODER.match(key) is not None for key in file.unexpected)
+    if encoder:
+        remarks.append(f"{encoder} keys of text encoders left out")
+    changes = sum(CHANGES.search(key) is not None for key in file.unexpected)
+    if changes:
+        remarks.append(f"{changes} changes of biases or whole weights left out")
+    base = file.entry.get("base")
+    if base and base != mine:
+        remarks.append(f"trained on another {base.get('class', 'base')} configuration")
+    return remarks
 
 
 def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
@@ -95,7 +126,7 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, adapter: s
 
     Args:
         model: Any module whose names the file uses.
-        path: A safetensors file in PEFT naming.
+        path: A safetensors file in any layout: diffusers/PEFT, kohya or ComfyUI.
         scale: Strength; 1 is as trained, 0 is off.
         adapter: Name to give it.
 

@@ -1,35 +1,40 @@
-"""LoRA files: the diffusers/PEFT layout in safetensors, with the scale baked into the weights.
+"""LoRA files as they lie on the disk: whose keys, which factors, and where the scale is written down.
 
-Loaders disagree about where a scale is written down (a tensor, a header, nowhere), and a file that relies on one
-of them runs at the wrong strength elsewhere. Here B is multiplied by the scale before it is written, so every
-loader that takes alpha = rank computes the same; the alpha of the training is kept in our own header entry only.
+Three layouts are in use. ``diffusers``: ``transformer.<module>.lora_A.weight``. ``kohya``:
+``lora_unet_<published_name>.lora_down.weight`` with an ``.alpha`` tensor. ``comfyui``:
+``diffusion_model.<published.name>.lora_A.weight``. Here a file is parsed without regard to the model; names are
+translated in ``formats``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import PolyditError
-from .lora import INITIAL, adapter_names, lora_layers, training_scale
 
-__all__ = ["LoraModule", "describe_base", "lora_state_dict", "read_lora", "save_lora"]
+__all__ = ["FLAT", "LoraFile", "LoraModule", "open_lora", "write_lora"]
 
 HEADER = "polydit"
-PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
+DIFFUSERS_HEADER = "lora_adapter_metadata"
+FLAT = re.compile(r"lora_unet_|lora_transformer_|lycoris_")
+"""Beginnings of names that have underscores where their dots were."""
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "transformer.", "diffusion_model.")
+TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te)")
+OTHER_KINDS = re.compile(r"\.(lokr|hada|oft|boft|ia3)_")
 SUFFIX = re.compile(
-    r"\.(?:(?P<a>lora_A|lora_down)|(?P<b>lora_B|lora_up)|(?P<m>lora_magnitude_vector|dora_scale)|(?P<alpha>alpha))(?:\.weight)?$"
+    r"\.(?:(?P<a>lora_A|lora_down)|(?P<b>lora_B|lora_up)|(?P<m>lora_magnitude_vector|dora_scale)|(?P<alpha>alpha))"
+    r"(?:\.default)?(?:\.weight)?$"
 )
 
 
@@ -44,102 +49,37 @@ class LoraModule:
     keys: list[str]
 
 
-def describe_base(model: nn.Module) -> dict[str, Any]:
-    """What identifies the model that an adapter was trained on: class, hash of its config, number of weights."""
-    config = {k: v for k, v in dict(getattr(model, "config", {})).items() if not str(k).startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-    keys = {name.replace(".base_layer", "") for name in model.state_dict() if ".lora_" not in name}
-    return {"class": type(model).__name__, "config_sha256": digest[:16], "keys": len(keys)}
+@dataclass
+class LoraFile:
+    """A parsed file.
 
-
-def lora_state_dict(
-    model: nn.Module, adapter: str = "default", prefix: str = "transformer."
-) -> dict[str, Tensor]:
-    """The adapter as a plain LoRA at scale 1, for an untouched base.
-
-    PiSSA and OLoRA change their base, so their delta against the untouched one has twice the rank:
-    ``[A; A0]`` and ``[s B, -s B0]``.
+    Attributes:
+        path: Where it lies.
+        layout: ``diffusers``, ``kohya`` or ``comfyui``.
+        modules: By name without prefix; names that begin as :data:`FLAT` says keep their beginning.
+        unexpected: Keys that are no part of a LoRA of the transformer.
+        missing: Modules of which the file has only one factor.
+        alpha: Where the scale stands: ``none`` (it is 1), ``.alpha tensors``, ``header``, ``adapter_config.json``, or
+            ``baked`` (it is 1, says our header).
+        entry: Our header entry.
+        factors: What the factors are called.
     """
-    state: dict[str, Tensor] = {}
-    for name, layer in lora_layers(model, adapter):
-        a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-        scale = training_scale(layer, adapter)
-        initial = getattr(layer, INITIAL, {}).get(adapter)
-        if initial is not None:
-            a0, b0 = (value.to(a) for value in initial)
-            a, b = torch.cat([a, a0]), torch.cat([b, -b0], 1)
-        state[f"{prefix}{name}.lora_A.weight"] = a.cpu().contiguous()
-        state[f"{prefix}{name}.lora_B.weight"] = (scale * b).cpu().contiguous()
-        magnitudes = getattr(layer, "lora_magnitude_vector", {})
-        if adapter in magnitudes:
-            state[f"{prefix}{name}.lora_magnitude_vector.weight"] = (
-                magnitudes[adapter].weight.detach().cpu().contiguous()
-            )
-    return state
+
+    path: Path
+    layout: str
+    modules: dict[str, LoraModule]
+    unexpected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    alpha: str = "none"
+    entry: dict[str, Any] = field(default_factory=dict)
+    factors: frozenset[str] = frozenset()
 
 
-def save_lora(
-    model: nn.Module,
-    path: str | Path,
-    adapter: str = "default",
-    *,
-    prefix: str = "transformer.",
-    metadata: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write one adapter to a safetensors file (through a temporary name).
+def open_lora(path: str | Path) -> LoraFile:
+    """Parse a LoRA file of any of the layouts.
 
-    Args:
-        model: A model that carries it.
-        path: The file.
-        adapter: Its name.
-        prefix: What diffusers expects before the module names.
-        metadata: Anything JSON to keep in our header entry (data, licence, command).
-        overwrite: Replace an existing file.
-
-    Raises:
-        PolyditError: no such adapter, weights that are not finite, or the file exists.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise PolyditError(f"{path}: exists already; choose another name or pass --overwrite")
-    layers = list(lora_layers(model, adapter))
-    state = lora_state_dict(model, adapter, prefix)
-    if not state:
-        raise PolyditError(f"adapter {adapter!r}: the model has {', '.join(adapter_names(model)) or 'none'}")
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise PolyditError(
-            f"{path}: not written, {bad[0]} holds NaN or infinity; export an earlier checkpoint"
-        )
-    ranks = sorted({layer.r[adapter] for _, layer in layers})
-    entry = {
-        "layout": "diffusers",
-        "scale": "baked",
-        "training_alpha": sorted({float(layer.lora_alpha[adapter]) for _, layer in layers}),
-        "training_rank": ranks,
-        "rslora": any(layer.use_rslora.get(adapter, False) for _, layer in layers),
-        "tokens": "group" if any(hasattr(layer, "per_group") for _, layer in layers) else "all",
-        "base": describe_base(model),
-        **(metadata or {}),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(state, temporary, metadata={"format": "pt", HEADER: json.dumps(entry)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def read_lora(path: str | Path) -> tuple[dict[str, LoraModule], list[str], list[str], dict[str, Any]]:
-    """Parse a file in PEFT naming.
-
-    Scales written as ``.alpha`` tensors or in diffusers' header are honoured; without either the scale is 1.
-
-    Returns:
-        The parts by module name, keys that are none, modules with one factor only, and our header entry.
+    A scale is taken from ``.alpha`` tensors, else from diffusers' header, else from peft's ``adapter_config.json``
+    beside an ``adapter_model.safetensors``; without any it is 1, as every loader takes it.
 
     Raises:
         PolyditError: the file is missing, unreadable, or holds no LoRA.
@@ -155,15 +95,22 @@ def read_lora(path: str | Path) -> tuple[dict[str, LoraModule], list[str], list[
         raise PolyditError(
             f"{path}: cannot be read as safetensors ({error}); give a .safetensors LoRA"
         ) from error
+    entry = _json(path, header, HEADER)
     parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
     unexpected = []
     for key, value in sorted(tensors.items()):
+        if kind := OTHER_KINDS.search(key):
+            raise PolyditError(
+                f"{path}: is a {kind[1]} adapter ({key}); only LoRA is read, retrain or convert it"
+            )
         match = SUFFIX.search(key)
-        if match is None:
+        if match is None or TEXT_ENCODER.match(key):
             unexpected.append(key)
         else:
             parts.setdefault(strip_prefix(key[: match.start()]), {})[str(match.lastgroup)] = (key, value)
-    scales = header_scales(header)
+    scales, alpha = _scales(path, header, entry)
+    if any("alpha" in part for part in parts.values()):
+        alpha = ".alpha tensors"
     modules: dict[str, LoraModule] = {}
     missing = []
     for name, part in parts.items():
@@ -172,17 +119,52 @@ def read_lora(path: str | Path) -> tuple[dict[str, LoraModule], list[str], list[
             unexpected += [key for key, _ in part.values()]
             continue
         a, b = part["a"][1], part["b"][1]
-        alpha = part["alpha"][1].item() if "alpha" in part else None
         modules[name] = LoraModule(
             a=a,
             b=b,
-            magnitude=part["m"][1].flatten() if "m" in part else None,
-            scale=alpha / a.shape[0] if alpha is not None else scales(name, a.shape[0]),
+            magnitude=_magnitude(path, *part["m"], b.shape[0]) if "m" in part else None,
+            scale=part["alpha"][1].item() / a.shape[0] if "alpha" in part else scales(name, a.shape[0]),
             keys=[key for key, _ in part.values()],
         )
     if not modules:
-        raise PolyditError(f"{path}: holds no LoRA in PEFT naming (lora_A, lora_B); convert it first")
-    return modules, unexpected, missing, json.loads(header.get(HEADER, "{}"))
+        raise PolyditError(
+            f"{path}: holds no LoRA of a transformer (lora_A and lora_B, or lora_down and lora_up); its keys are like "
+            f"{', '.join(list(tensors)[:3]) or 'none'}"
+        )
+    keys = [key for module in modules.values() for key in module.keys]
+    factors = frozenset(name for name in ("lora_A", "lora_down") if any(f".{name}" in key for key in keys))
+    return LoraFile(path, _layout(keys), modules, unexpected, missing, alpha, entry, factors)
+
+
+def write_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    """Write a file through a temporary name.
+
+    Args:
+        path: The file; what is there is replaced.
+        tensors: Its tensors; they must be finite.
+        header: Strings, and under our name anything JSON.
+
+    Raises:
+        PolyditError: a tensor holds NaN or infinity.
+    """
+    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise PolyditError(
+            f"{path}: not written, {bad[0]} holds NaN or infinity; export an earlier checkpoint"
+        )
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(
+            {key: value.clone().contiguous() for key, value in tensors.items()},
+            temporary,
+            metadata={"format": "pt", **texts},
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def strip_prefix(name: str) -> str:
@@ -192,18 +174,49 @@ def strip_prefix(name: str) -> str:
     return name
 
 
-def header_scales(header: Mapping[str, str]) -> Any:
-    """``scale(name, rank)`` by diffusers' ``lora_adapter_metadata``; 1 where there is none."""
-    config = json.loads(header.get("lora_adapter_metadata", "{}"))
+def _layout(keys: list[str]) -> str:
+    if any(FLAT.match(key) for key in keys):
+        return "kohya"
+    return "comfyui" if any("diffusion_model." in key for key in keys) else "diffusers"
+
+
+def _json(path: Path, header: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(header.get(name, "{}"))
+    except json.JSONDecodeError as error:
+        raise PolyditError(
+            f"{path}: its header entry {name} is damaged ({error}); export it again"
+        ) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _magnitude(path: Path, key: str, value: Tensor, rows: int) -> Tensor:
+    """One length per output. LyCORIS can also keep one per input, which is another method."""
+    if value.shape[0] != rows:
+        raise PolyditError(
+            f"{path}: {key} has a magnitude per input, {list(value.shape)}; only DoRA with one per output is read"
+        )
+    return value.flatten()
+
+
+def _scales(
+    path: Path, header: Mapping[str, str], entry: Mapping[str, Any]
+) -> tuple[Callable[[str, int], float], str]:
+    """``scale(name, rank)`` of modules without an ``.alpha`` tensor, and where it is from."""
+    config, source = _json(path, header, DIFFUSERS_HEADER), "header"
+    if entry.get("scale") == "baked":
+        config, source = {}, "baked"
+    elif not config:
+        beside = path.with_name("adapter_config.json")
+        if path.name == "adapter_model.safetensors" and beside.is_file():
+            config, source = _json(beside, {HEADER: beside.read_text(encoding="utf-8")}, HEADER), beside.name
     config = {strip_prefix(key): value for key, value in config.items()}
-    alphas = config.get("alpha_pattern") or {}
+    default, alphas = config.get("lora_alpha"), config.get("alpha_pattern") or {}
 
     def scale(name: str, rank: int) -> float:
-        alpha = next(
-            (v for k, v in alphas.items() if re.match(rf"(.*\.)?({k})$", name)), config.get("lora_alpha")
-        )
+        alpha = next((v for k, v in alphas.items() if re.match(rf"(.*\.)?({k})$", name)), default)
         if alpha is None:
             return 1.0
         return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
-    return scale
+    return scale, source if source == "baked" or default is not None or alphas else "none"
