@@ -63,7 +63,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> (B, N, D), row-major."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # A transposed view would hand its layout to every sum of the residual stream: strided rows in each block.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpatchify(tokens: Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> Tensor:
