@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,9 @@ class Inputs:
     clashes: dict[Path, Path] = field(default_factory=dict)
 
 
-def find_inputs(words: Sequence[str], kinds: Sequence[str]) -> Inputs:
+def find_inputs(
+    words: Sequence[str], kinds: Sequence[str], results_of: Callable[[Path], Hashable] = lambda file: None
+) -> Inputs:
     """Expand files, folders and patterns.
 
     A file that is named is taken whatever its suffix; from folders (without their subfolders) and patterns, only
@@ -43,6 +45,7 @@ def find_inputs(words: Sequence[str], kinds: Sequence[str]) -> Inputs:
     Args:
         words: from the command line.
         kinds: keys of `SUFFIXES`, or suffixes.
+        results_of: tells what a file's results are called beside its stem; files of one stem clash where it is equal.
 
     Raises:
         PolyditError: a file does not exist, or a folder or pattern gives nothing.
@@ -70,8 +73,9 @@ def find_inputs(words: Sequence[str], kinds: Sequence[str]) -> Inputs:
             raise PolyditError(_nothing_found(word, path, kinds, suffixes, left))
         skipped += left
         found.update(dict.fromkeys(taken))
-    stems: dict[str, Path] = {}
-    clashes = {file: stems[file.stem] for file in found if stems.setdefault(file.stem, file) != file}
+    owners: dict[tuple[str, Hashable], Path] = {}
+    first = {file: owners.setdefault((file.stem, results_of(file)), file) for file in found}
+    clashes = {file: owner for file, owner in first.items() if owner != file}
     return Inputs(list(found), skipped, clashes)
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,10 +73,11 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         if library not in LIBRARIES:
             _name_loading_class(library, component_class)
     try:
-        pipeline = pipeline_class.from_pretrained(
-            str(index.folder),
-            **{"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, **kwargs},
-        )
+        with _no_loading_bar():
+            pipeline = pipeline_class.from_pretrained(
+                str(index.folder),
+                **{"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, **kwargs},
+            )
     except PolyditError:
         raise
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -87,6 +89,20 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         if _is_module(component):
             _check_weights(index.folder / name, name, component)
     return pipeline
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Without diffusers' bar over the components, which are few and quick."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _name_loading_class(library: str, component_class: type) -> None:

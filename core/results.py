@@ -22,7 +22,7 @@ def existing_results(task: TaskSpec, source: Path, options: argparse.Namespace) 
     fields["stem"] = glob.escape(source.stem)
     folder: Path = options.output
     found: set[Path] = set()
-    for pattern in task.outputs:
+    for pattern in task.outputs_of(source):
         filled = pattern.format_map(fields)
         for path in folder.glob(filled):
             # "a.*" is not meant to find "a.b.png", which is the result of another input.

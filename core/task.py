@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -118,8 +118,8 @@ class TaskSpec:
         predict_options: what ``predict`` takes beside the common options.
         input_kinds: what ``--input`` may be, ``"image"`` and/or ``"video"``, or suffixes such as ``".glb"``.
         outputs: patterns of what ``predict`` writes for one input; ``{stem}`` and the names of the options are
-            filled in, and ``.*`` is any one suffix. An input with a match in the output folder is kept unless
-            ``--overwrite``.
+            filled in, and ``.*`` is any one suffix. By kind of input, where kinds give different files. An input with a
+            match in the output folder is kept unless ``--overwrite``.
         commands: further commands.
     """
 
@@ -136,8 +136,18 @@ class TaskSpec:
     default_config: str | None
     predict_options: tuple[Option, ...] = ()
     input_kinds: tuple[str, ...] = ("image",)
-    outputs: tuple[str, ...] = ("{stem}.*",)
+    outputs: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ("{stem}.*",)
     commands: tuple[Command, ...] = field(default=())
+
+    def outputs_of(self, source: Path) -> tuple[str, ...]:
+        """The patterns of `outputs` for the kind of `source`, by its suffix; an unknown one is of the first kind."""
+        if not isinstance(self.outputs, Mapping):
+            return self.outputs
+        from .inputs import SUFFIXES
+
+        suffix = source.suffix.lower()
+        kind = next((kind for kind in self.outputs if suffix in SUFFIXES.get(kind, (kind,))), None)
+        return self.outputs[kind or next(iter(self.outputs))]
 
     def root(self) -> Path:
         """Folder of the top-level package that the task comes in, found without importing it."""

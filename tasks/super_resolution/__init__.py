@@ -75,6 +75,7 @@ TASK = TaskSpec(
     default_config="small.yaml",
     predict_options=RUN_OPTIONS,
     input_kinds=("image", "video"),
+    outputs={"image": ("{stem}.png",), "video": ("{stem}.mp4",)},
     commands=(
         Command(
             "evaluate",

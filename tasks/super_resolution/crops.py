@@ -114,7 +114,7 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         if rng.random() < 0.5:
             part = part[:, ::-1]
         part = np.rot90(part, rng.integers(4))
-        high = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1).float() / 255
+        high = _unit(part)
         scale = self.scales[rng.choice(len(self.scales), p=self.scale_weights)]
         preset = self.presets[rng.choice(len(self.presets), p=self.preset_weights)]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -181,8 +181,7 @@ def held_out_crops(
             damaged(error)
             continue
         top, left = ((side - crop) // 2 for side in picture.shape[:2])
-        part = np.ascontiguousarray(picture[top : top + crop, left : left + crop])
-        high = torch.from_numpy(part).permute(2, 0, 1).float() / 255
+        high = _unit(picture[top : top + crop, left : left + crop])
         for i, preset in enumerate(degradations):
             generator = torch.Generator().manual_seed(number * len(degradations) + i)
             pair = Degradation(preset, scale)(high, generator)
@@ -215,6 +214,11 @@ def as_sample(low: Tensor, high: Tensor, scale: int, keep_low: bool = True) -> d
     """
     sample = {"high": high, "enlarged": upsample(low[None], scale)[0], "scale": scale}
     return {**sample, "low": low} if keep_low else sample
+
+
+def _unit(part: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 to (3, H, W) in [0, 1]; copied, since Pillow's pixels must not be written to."""
+    return torch.from_numpy(part.copy()).permute(2, 0, 1).float() / 255
 
 
 def _normalised(table: dict[Any, float]) -> np.ndarray:

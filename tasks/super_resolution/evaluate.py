@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers.utils import logging
-
 from ...core.adapters import apply_lora
 from ...core.data.images import image_size, list_images
 from ...core.data.pairs import Pair, match
@@ -45,7 +43,6 @@ def run(options: Namespace) -> int:
         pictures = match(files, list_images(options.low))
     weights = options.weights or find_task(TASK).weights_folder()
     device = choose_device(options.device)
-    logging.disable_progress_bar()  # of loading components; there is a bar for the pictures
     pipe = load(weights, task=TASK, dtype=choose_dtype(options.dtype, device))
     if options.lora is not None:
         if not options.lora.is_file():

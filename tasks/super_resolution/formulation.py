@@ -93,7 +93,9 @@ class Formulation:
             return low
         if self.residual_scale is None:
             return space.encode(enlarged)
-        mean = F.avg_pool2d(F.pad(enlarged, (8, 8, 8, 8), mode="replicate"), 17, stride=1)
+        mean = F.pad(enlarged, (8, 8, 8, 8), mode="replicate")
+        for kernel in ((17, 1), (1, 17)):  # one axis at a time: torch's pooling on a CPU is direct
+            mean = F.avg_pool2d(mean, kernel, stride=1)
         return torch.cat([enlarged, (enlarged - mean) / self.residual_scale], dim=1)
 
     def finish(self, latents: Tensor, enlarged: Tensor, space: Space) -> Tensor:

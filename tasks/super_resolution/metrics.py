@@ -126,7 +126,7 @@ def evaluate(
         num_inference_steps: of the pipeline.
         seed: of degradation and noise.
         progress: called with (pictures done, pictures in all).
-        **options: further ones of the pipeline's call (``tile``, ``overlap``, ``color_fix``).
+        **options: further ones of the pipeline (``tile``, ``overlap``, ``color_fix``).
 
     Raises:
         PolyditError: a picture cannot be read, is too small, or has no partner of the right size.
@@ -142,14 +142,14 @@ def evaluate(
             name, high = picture.stem, _cut(_unit(picture), picture, scale, limit_side)
             low = Degradation(degradation, scale)(high, sample_generator(seed, number)).lq
         low, high = low[None] * 2 - 1, high[None] * 2 - 1
-        restored = pipe(
+        strips = pipe.strips(
             low,
             scale=scale,
             num_inference_steps=num_inference_steps,
             generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
             **options,
-        ).images
+        )
+        restored = torch.cat(list(strips), dim=-2)
         result.scores.append(_compare(name, restored, upsample(low, scale), high, scale))
         if progress is not None:
             progress(number + 1, len(pictures))

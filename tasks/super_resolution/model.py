@@ -36,6 +36,9 @@ class SuperResolution(DiffusionModule):
         gradient_weight: weight of the loss on edges of the predicted picture.
         psnr_weight: weight of minus the PSNR of the predicted picture, in dB.
         **kwargs: of :class:`DiffusionModule`.
+
+    Raises:
+        PolyditError: settings contradict each other or the backbone.
     """
 
     def __init__(
@@ -56,6 +59,12 @@ class SuperResolution(DiffusionModule):
         self.formulation = Formulation(
             conditioning, low_condition, residual_scale, tuple(scales), signal_gain
         )
+        classes = getattr(getattr(backbone, "config", None), "num_classes", None)
+        if classes != (len(scales) if len(scales) > 1 else None):
+            raise PolyditError(
+                f"--model.scales {scales}: the backbone's num_classes is {classes}; it is the number of factors, or "
+                "null for a single one (to train one of several factors, leave this and set --data.scales)"
+            )
         self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
 
     def setup(self, stage: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,18 +20,28 @@ from ...core.autoencoders import as_autoencoder
 from ...core.colour import adain, colour_fix, wavelet
 from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Denoise, Parameterization, with_scheduler
+from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
 from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
 from .formulation import Formulation, upsample
+
+if TYPE_CHECKING:
+    from ...core.adapters import LoadReport
 
 __all__ = ["SuperResolutionOutput", "SuperResolutionPipeline"]
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 COLOR_FIXES = ("none", "adain", "wavelet")
+OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class SuperResolutionOutput(BaseOutput):
-    """``images``: a list of PIL pictures, or (B, H, W, 3) arrays in [0, 1], or (B, 3, H, W) tensors in [-1, 1]."""
+    """What the pipeline returns.
+
+    Attributes:
+        images: for ``"pil"`` a list of PIL pictures, for ``"np"`` a list of (H, W, 3) float32 arrays in [0, 1], for
+            ``"pt"`` a (B, 3, H, W) float32 tensor in [-1, 1], or a list of (1, 3, H, W) if sizes differ.
+    """
 
     images: Any
 
@@ -78,6 +88,24 @@ class SuperResolutionPipeline(DiffusionPipeline):
             known = ", ".join(str(s) for s in self.formulation.scales)
             raise PolyditError(f"--scale {scale}: these weights know the factors {known}; choose one of them")
 
+    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
+        """Attach a LoRA file to the transformer, active beside those it has.
+
+        Args:
+            path: a safetensors file, as ``fit`` and ``export`` write it.
+            scale: strength; 1 is as trained, 0 is off.
+            adapter: name to give it.
+
+        Returns:
+            How many keys matched and at which scale; ``str`` of it is one line.
+
+        Raises:
+            PolyditError: the file is not a LoRA of this transformer; lists the first three modules that do not match.
+        """
+        from ...core.adapters import load_lora
+
+        return load_lora(self.transformer, path, scale, adapter)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -102,14 +130,30 @@ class SuperResolutionPipeline(DiffusionPipeline):
             overlap: output pixels that neighbouring tiles share.
             color_fix: ``"none"``, ``"adain"`` or ``"wavelet"``: take the colours from the enlarged input.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+
+        Returns:
+            The pictures, each ``scale`` times as wide and high as its own input.
+
+        Raises:
+            PolyditError: the weights do not know the factor, an option is not known, or a picture cannot be read.
         """
+        if output_type not in OUTPUT_TYPES:
+            raise PolyditError(f"output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         pictures = image if isinstance(image, list) else [image]
         results = []
         for picture in pictures:
             low = to_tensor(picture)
             for one in low.split(1):
-                strips = self.strips(one, scale, num_inference_steps, generator, tile, overlap, color_fix)
-                results.append(torch.cat(list(strips), dim=-2))
+                with self.progress_bar(total=1) as bar:
+
+                    def show(done: int, total: int, bar: Any = bar) -> None:
+                        bar.total = total
+                        bar.update(done - bar.n)
+
+                    strips = self.strips(
+                        one, scale, num_inference_steps, generator, tile, overlap, color_fix, show
+                    )
+                    results.append(torch.cat(list(strips), dim=-2))
         if output_type == "pt":
             return SuperResolutionOutput(images=torch.cat(results) if _same_size(results) else results)
         arrays = [((r[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy() for r in results]
@@ -141,7 +185,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             tile: see :meth:`__call__`.
             overlap: see :meth:`__call__`.
             color_fix: see :meth:`__call__`; ``"adain"`` needs the whole picture and yields one strip.
-            progress: called with (tiles done, tiles in all).
+            progress: called with (tiles done, tiles in all); of a latent model, with steps.
 
         Yields:
             (1, 3, rows, w * scale), float32 in [-1, 1] on the CPU.
@@ -154,7 +198,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if num_inference_steps < 1:
             raise PolyditError(f"--steps {num_inference_steps}: at least 1 step is needed")
         if self.vae is not None:
-            whole = self.restore_latents(to_float(low), scale, num_inference_steps, generator, tile, overlap)
+            whole = self.restore_latents(
+                to_float(low), scale, num_inference_steps, generator, tile, overlap, progress
+            )
             yield colour_fix(whole, upsample(to_float(low), scale), color_fix)
             return
         height, width = low.shape[-2:]
@@ -208,6 +254,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         generator: torch.Generator | None,
         tile: int,
         overlap: int,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Restore a whole picture in latent space, averaging the predictions of latent tiles inside each step.
 
@@ -233,7 +280,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
             return multidiffusion(one_call, x_t, side, shared)
 
-        latents = self.sample(predict, noise, num_inference_steps)
+        latents = self.sample(predict, noise, num_inference_steps, progress)
         restored = self.formulation.finish(latents, enlarged, space)
         return restored[..., :height, :width].float().cpu()
 
@@ -249,9 +296,23 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
         return denoise
 
-    def sample(self, denoise: Denoise, noise: Tensor, num_inference_steps: int) -> Tensor:
+    def sample(
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        num_inference_steps: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """From noise to latents; the levels are even, so that one step is the network's answer at pure noise."""
-        return with_scheduler(denoise, noise, self.parameterization, self.scheduler, num_inference_steps)
+        callback = None
+        if progress is not None:
+
+            def callback(step: Step) -> None:
+                progress(step.index + 1, step.total)
+
+        return with_scheduler(
+            denoise, noise, self.parameterization, self.scheduler, num_inference_steps, callback=callback
+        )
 
 
 class NoiseField:

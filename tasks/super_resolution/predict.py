@@ -79,7 +79,7 @@ def predict_video(
         return {
             "files": [name],
             "input_size": [reader.width, reader.height],
-            "output_size": [width, height],
+            "output_size": [video.stream.width, video.stream.height],  # even, as the format demands
             "scale": options.scale,
             "frames": frames,
             "frames_per_second": float(reader.rate),

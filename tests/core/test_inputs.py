@@ -52,6 +52,14 @@ def test_equal_stems_are_found(folder: Path):
     assert inputs.clashes == {folder / "deep/b.jpg": folder / "b.png"}
 
 
+def test_equal_stems_do_not_clash_where_results_have_other_names(folder: Path):
+    (folder / "b.jpg").touch()
+    (folder / "b.mp4").touch()
+    words = [f"{folder}/b.{suffix}" for suffix in ("png", "mp4", "jpg")]
+    inputs = find_inputs(words, ["image", "video"], lambda file: file.suffix == ".mp4")
+    assert inputs.clashes == {folder / "b.jpg": folder / "b.png"}
+
+
 def test_nothing_found_says_what_is_there_instead(folder: Path):
     (folder / "empty").mkdir()
     with pytest.raises(

@@ -47,6 +47,18 @@ def test_a_saved_pipeline_comes_back_as_it_was(folder: Path):
     assert all(state[name].equal(value) for name, value in saved.items())
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_bar_and_leaves_diffusers_setting_alone(
+    folder: Path, shown: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from diffusers.utils import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    polydit.load(folder)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled() is shown
+
+
 def test_precision_can_be_chosen(folder: Path):
     assert polydit.load(folder, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
 

@@ -274,11 +274,10 @@ def test_results_of_other_inputs_are_not_taken_for_ones_own(
     for name in ("a.png", "a.b.png", "a_x2.png", "a_x4.png", "[a].png", "results.json"):
         (tmp_path / name).touch()
 
-    def found(stem: str, *outputs: str) -> list[str]:
-        task = replace(find_task("dummy"), outputs=outputs)
-        return [
-            p.name for p in existing_results(task, Path(f"{stem}.jpg"), Namespace(output=tmp_path, scale=2))
-        ]
+    def found(stem: str, *outputs: str, by_kind: dict | None = None, suffix: str = "jpg") -> list[str]:
+        task = replace(find_task("dummy"), outputs=by_kind or outputs)
+        source = Path(f"{stem}.{suffix}")
+        return [p.name for p in existing_results(task, source, Namespace(output=tmp_path, scale=2))]
 
     assert found("a", "{stem}.*") == ["a.png"]
     assert found("a.b", "{stem}.*") == ["a.b.png"]
@@ -286,3 +285,6 @@ def test_results_of_other_inputs_are_not_taken_for_ones_own(
     assert found("a", "{stem}_x{scale}.*") == ["a_x2.png"]
     assert found("a", "{stem}_*") == ["a_x2.png", "a_x4.png"]
     assert found("results", "{stem}.*") == []
+    by_kind = {"image": ("{stem}.png",), "video": ("{stem}_x2.png",), ".glb": ("{stem}_x4.png",)}
+    kinds = {"JPG": "a.png", "mp4": "a_x2.png", "glb": "a_x4.png", "unknown": "a.png"}
+    assert all(found("a", by_kind=by_kind, suffix=suffix) == [name] for suffix, name in kinds.items())

@@ -198,6 +198,18 @@ def test_factors_of_the_data_that_the_model_does_not_know_are_refused():
         model.setup("fit")
 
 
+@pytest.mark.parametrize(("scales", "classes"), [([4], 3), ([2, 4], None), ([2, 3, 4], 2)])
+def test_factors_and_classes_belong_together(scales, classes):
+    backbone = DiT(
+        input_size=4, patch_size=2, in_channels=9, out_channels=3, hidden_size=16, depth=1, num_heads=1,
+        num_classes=classes,
+    )  # fmt: skip
+    with pytest.raises(
+        PolyditError, match=rf"--model.scales .*: the backbone's num_classes is {classes}; it is"
+    ):
+        SuperResolution(backbone, conditioning="channels", residual_scale=0.2, scales=scales)
+
+
 def test_validation_pictures_are_enlarged_restored_and_true():
     model = module(residual_scale=0.2)
     batch = stripes(5, torch.Generator().manual_seed(0))

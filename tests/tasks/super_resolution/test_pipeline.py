@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import polydit
+from polydit.core.adapters import LoraOptions, inject, save_lora
 from polydit.core.errors import PolyditError
 from polydit.core.metrics import psnr
 from polydit.core.tiling import Tile
@@ -215,6 +216,40 @@ def test_strips_are_the_picture_and_count_their_tiles(tiny):
     assert len(told) > len(strips)
     whole = pipe(low.float() / 127.5 - 1, generator=generator(), output_type="pt", **arguments).images
     assert torch.cat(strips, dim=-2).equal(whole)
+
+
+def test_a_call_has_a_bar_over_tiles_or_steps_which_can_be_switched_off(tiny, kl, capsys):
+    pipe, latent = tiny(), tiny(vae=kl)
+    pipe(picture(20, 30), scale=2, tile=16, overlap=4)
+    assert "100%" in capsys.readouterr().err
+    told = []
+    low = torch.from_numpy(picture(8, 8)).permute(2, 0, 1)[None]
+    list(latent.strips(low, num_inference_steps=3, progress=lambda *done: told.append(done)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    latent(picture(8, 8), num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
+    for one in (pipe, latent):
+        one.set_progress_bar_config(disable=True)
+        one(picture(8, 8), scale=4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lora_file_is_attached_and_reported(tiny, tmp_path):
+    trained, pipe = tiny(), tiny()
+    inject(trained.transformer, LoraOptions(rank=2))
+    with torch.no_grad():
+        for name, parameter in trained.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=generator(3))
+    file = save_lora(trained.transformer, tmp_path / "lora.safetensors")
+    call = lambda: pipe(picture(8, 8), generator=generator(), output_type="pt").images  # noqa: E731
+    plain = call()
+    report = pipe.load_lora_weights(file, scale=0.5)
+    assert str(report).startswith(f"{len(report.matched)} of {len(report.matched)} keys matched, scale 0.5")
+    assert not call().equal(plain)
+    stranger = tiny(backbone_options={"depth": 1})
+    with pytest.raises(PolyditError, match=r"modules are not in StreamDiT .*: blocks\.1\."):
+        stranger.load_lora_weights(file)
 
 
 def test_the_shipped_weights_beat_bicubic(root, make_texture):
