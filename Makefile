@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 
 serve: $(VENV)/.installed-test
-	$(VENV)/bin/polydit super-resolution demo --port $(PORT) $(ARGS)
+	$(VENV)/bin/python -m polydit.demos.gallery --port $(PORT) $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from .commands.failures import explain, is_disk_full
 from .commands.parser import Parser, add_options
-from .devices import check_device_name, choose_device, choose_dtype
+from .devices import check_device_name
 from .errors import PolyditError
 from .inputs import Inputs, count_suffixes, find_inputs
+from .open_pipeline import CACHES, choose_weights, open_pipeline
 from .results import RESULTS, earlier_records, existing_results, report
 from .task import Option, TaskSpec, resolve
 
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
 
     from .media import OutputWriter
 
-__all__ = ["predict", "predict_parser", "run"]
-
-CACHES: dict[str, tuple[str, dict[str, Any]]] = {
-    "first-block": ("FirstBlockCacheConfig", {"threshold": 0.08}),
-    "taylor": ("TaylorSeerCacheConfig", {"cache_interval": 3, "disable_cache_before_step": 2}),
-}
-"""diffusers caches by the name on the command line: the class of the settings, and the settings."""
+__all__ = ["predict", "predict_parser", "run", "run_one"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -100,18 +95,13 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
         PolyditError: nothing could be done, or the only input failed.
     """
     say = note or _say
-    inputs = find_inputs(options.input, task.input_kinds)
+    inputs = find_inputs(options.input, task.input_kinds, task.outputs_of)
     for source in inputs.files:
         if source.resolve().parent == options.output.expanduser().resolve():
             raise PolyditError(
                 f"--output {options.output}: is the folder of {source.name}; choose another folder"
             )
-    weights = options.weights or task.weights_folder()
-    if weights is None or (options.weights is None and not weights.is_dir()):
-        raise PolyditError(
-            f"--weights: {task.name} comes without weights in this installation ({weights}); "
-            f"train some with `polydit {task.name} fit`, or give a folder"
-        )
+    weights = choose_weights(task, options.weights)
     kept = (
         {}
         if options.overwrite
@@ -132,7 +122,7 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
     begin = time.perf_counter()
     try:
         if todo:
-            pipe = _load_pipeline(task, weights, options, settings, say)
+            pipe = open_pipeline(task, weights, options, settings, say)
             settings["load_seconds"] = round(time.perf_counter() - begin, 3)
             _run_all(task, pipe, todo, inputs, writer, options, records, say)
     except KeyboardInterrupt:
@@ -149,48 +139,27 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
     return _summary(records, inputs, options, say)
 
 
-def _load_pipeline(
-    task: TaskSpec,
-    weights: Path,
-    options: argparse.Namespace,
-    settings: dict[str, Any],
-    say: Callable[[str], None],
-) -> DiffusionPipeline:
-    """The pipeline, on its device, with LoRA and cache."""
-    from .load import load, locate
+def run_one(
+    task: TaskSpec, pipe: DiffusionPipeline, source: Path, writer: OutputWriter, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Run `task` on one input with a pipeline that is open.
 
-    index = locate(str(weights), task.name)  # before anything that takes seconds to import
-    if options.lora is not None and not options.lora.is_file():
-        raise PolyditError(f"--lora {options.lora}: no such file")
-    _quiet()
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
-    pipe = load(index.folder, task=task.name, dtype=dtype)
-    if options.lora is not None:
-        from .adapters import apply_lora
+    Args:
+        task: whose ``predict`` is called.
+        pipe: as `open_pipeline` gives it.
+        source: the input.
+        writer: where the results go.
+        options: as `predict_parser` gives them; ``progress``, where set, is called with (parts done, parts in all).
 
-        matched = apply_lora(pipe.transformer, options.lora, options.lora_scale)
-        settings["lora_report"] = str(matched)
-        say(f"{options.lora}: {matched}")
-    pipe.to(device)
-    if options.cache != "none":
-        _enable_cache(pipe, options.cache)
-    settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
-    return pipe
+    Returns:
+        What the task says of it, JSON-ready; ``files`` are the names of the results.
+    """
+    import torch
 
-
-def _enable_cache(pipe: Any, name: str) -> None:
-    import diffusers
-
-    class_name, values = CACHES[name]
-    try:
-        pipe.transformer.enable_cache(getattr(diffusers, class_name)(**values))
-    except (AttributeError, ValueError) as error:
-        raise PolyditError(
-            f"--cache {name}: {type(pipe.transformer).__name__} does not take it "
-            f"({' '.join(str(error).split())[:160]}); "
-            "leave it out"
-        ) from error
+    # Seeded for each input: a seed means the same for a file whatever else is in the folder.
+    generator = torch.Generator().manual_seed(options.seed)
+    record: dict[str, Any] = resolve(task.predict)(pipe, source, writer, options, generator)
+    return record
 
 
 def _run_all(
@@ -203,9 +172,6 @@ def _run_all(
     records: dict[Path, dict[str, Any]],
     say: Callable[[str], None],
 ) -> None:
-    import torch
-
-    predict_one = resolve(task.predict)
     with _progress(len(todo)) as step:
         for number, source in enumerate(todo):
             step(number, 0, 1, source.name)
@@ -222,9 +188,7 @@ def _run_all(
                         f"{source}: its results would have the names of those of {inputs.clashes[source]}; "
                         "run it into another --output"
                     )
-                # A seed means the same for a file whatever else is in the folder.
-                generator = torch.Generator().manual_seed(options.seed)
-                made = predict_one(pipe, source, writer, options, generator)
+                made = run_one(task, pipe, source, writer, options)
                 record |= {"status": "done", **made, "seconds": round(time.perf_counter() - begin, 3)}
             except Exception as error:
                 line = explain(error)
@@ -280,14 +244,6 @@ def _progress(total: int) -> Iterator[Callable[[int, int, int, str], None]]:
             progress.update(bar, completed=number + done / max(parts, 1), description=where)
 
         yield step
-
-
-def _quiet() -> None:
-    """Keep the libraries' loading bars and remarks off the screen; what matters is checked and said by us."""
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _say(line: str) -> None:

@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import PolyditError
+from ..open_pipeline import choose_weights
 from ..task import Option, TaskSpec, resolve
 from .parser import Parser, add_options
 
-__all__ = ["run_demo"]
+__all__ = ["demo_parser", "run_demo", "serve"]
+
+MAX_UPLOAD = "100mb"
 
 
 def run_demo(task: TaskSpec, words: Sequence[str]) -> int:
     """Build the task's gradio page and serve it on 127.0.0.1 until Ctrl-C."""
-    parser = Parser(f"polydit {task.name} demo", "Serve the web demo on 127.0.0.1, for this machine only.")
+    parser = demo_parser(f"polydit {task.name} demo")
+    add_options(
+        parser,
+        [
+            Option(
+                "--weights",
+                "path",
+                None,
+                "folder or hub id of a saved pipeline; default: the small weights of the task",
+                metavar="DIR",
+            )
+        ],
+    )
+    options = parser.parse_args(words)
+    if task.demo is None:
+        raise PolyditError(f"{task.name}: comes without a demo")
+    build, weights = task.demo, options.weights
+
+    def page() -> Any:
+        from ..load import locate
+
+        # What is wrong with them is said before the page opens, not when its button is pressed.
+        locate(str(choose_weights(task, weights)), task.name)
+        return resolve(build)(weights=weights)
+
+    return serve(page, options)
+
+
+def demo_parser(prog: str) -> Parser:
+    """The options of every command that serves a page."""
+    parser = Parser(prog, "Serve the web demo on 127.0.0.1, for this machine only.")
     add_options(parser, [Option("--port", "int", 7860, "port of the page", minimum=1)])
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    options = parser.parse_args(words)
+    return parser
+
+
+def serve(build: Callable[[], Any], options: argparse.Namespace) -> int:
+    """Serve the page that `build` gives, until Ctrl-C: on 127.0.0.1, not shared, nothing reported to anyone.
+
+    Args:
+        build: gives a ``gradio.Blocks``.
+        options: as `demo_parser` gives them.
+
+    Raises:
+        PolyditError: the port cannot be had.
+        ModuleNotFoundError: gradio is not installed.
+    """
     if options.port > 65535:
         raise PolyditError(f"--port {options.port}: ports end at 65535")
     _check_port(options.port)
-    try:
-        import gradio  # noqa: F401 - the page needs it; missing it should not look like a defect of the page
-    except ModuleNotFoundError as error:
-        raise PolyditError("demo: gradio is not installed; pip install 'polydit[demo]'") from error
-    if task.demo is None:
-        raise PolyditError(f"{task.name}: comes without a demo")
-    page = resolve(task.demo)()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    page = build()
     page.launch(
         server_name="127.0.0.1",
         server_port=options.port,
         share=False,
         inbrowser=options.open,
-        max_file_size="100mb",
+        max_file_size=MAX_UPLOAD,
+        footer_links=["api", "gradio", "settings"],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
     )
+    print(f"polydit: http://127.0.0.1:{options.port} (Ctrl-C stops it)", flush=True)
+    page.block_thread()
     return 0
 
 

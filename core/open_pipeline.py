@@ -1,0 +1,103 @@
+"""A pipeline as the options of ``predict`` ask for it: weights, device, precision, LoRA, cache."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .devices import choose_device, choose_dtype
+from .errors import PolyditError
+from .task import TaskSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["CACHES", "choose_weights", "open_pipeline"]
+
+CACHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "first-block": ("FirstBlockCacheConfig", {"threshold": 0.08}),
+    "taylor": ("TaylorSeerCacheConfig", {"cache_interval": 3, "disable_cache_before_step": 2}),
+}
+"""diffusers caches by the name on the command line: the class of the settings, and the settings."""
+
+
+def choose_weights(task: TaskSpec, given: str | Path | None) -> str | Path:
+    """The folder or hub id that was given, or the folder of the weights that came with the task.
+
+    Raises:
+        PolyditError: none was given, and none came.
+    """
+    if given is not None:
+        return given
+    shipped = task.weights_folder()
+    if shipped is None or not shipped.is_dir():
+        raise PolyditError(
+            f"--weights: {task.name} comes without weights in this installation ({shipped}); "
+            f"train some with `polydit {task.name} fit`, or give a folder"
+        )
+    return shipped
+
+
+def open_pipeline(
+    task: TaskSpec,
+    weights: str | Path,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> DiffusionPipeline:
+    """Load a pipeline, add the LoRA, bring it to its device, switch on the cache.
+
+    Args:
+        task: refuse weights of another one.
+        weights: folder or hub id.
+        options: ``lora``, ``lora_scale``, ``device``, ``dtype`` and ``cache`` as ``predict`` parses them.
+        settings: what was chosen is added to it, JSON-ready.
+        say: where lines for the user go.
+
+    Raises:
+        PolyditError: as `polydit.load`; or the LoRA, the device or the cache does not fit.
+    """
+    from .load import load, locate
+
+    index = locate(str(weights), task.name)  # before anything that takes seconds to import
+    if options.lora is not None and not options.lora.is_file():
+        raise PolyditError(f"--lora {options.lora}: no such file")
+    _quiet()
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    pipe = load(index.folder, task=task.name, dtype=dtype)
+    if options.lora is not None:
+        from .adapters import apply_lora
+
+        matched = apply_lora(pipe.transformer, options.lora, options.lora_scale)
+        settings["lora_report"] = str(matched)
+        say(f"{options.lora}: {matched}")
+    pipe.to(device)
+    if options.cache != "none":
+        _enable_cache(pipe, options.cache)
+    settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    return pipe
+
+
+def _enable_cache(pipe: Any, name: str) -> None:
+    import diffusers
+
+    class_name, values = CACHES[name]
+    try:
+        pipe.transformer.enable_cache(getattr(diffusers, class_name)(**values))
+    except (AttributeError, ValueError) as error:
+        raise PolyditError(
+            f"--cache {name}: {type(pipe.transformer).__name__} does not take it "
+            f"({' '.join(str(error).split())[:160]}); "
+            "leave it out"
+        ) from error
+
+
+def _quiet() -> None:
+    """Keep the libraries' loading bars and remarks off the screen; what matters is checked and said by us."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
