@@ -12,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ..errors import PolyditError
+from .checkpoint_file import DiskCheckpointIO, flush_folder, read_checkpoint
 
 AGREE_EVERY = 20
 """Steps between two agreements of several processes on saving and stopping; each makes them wait for one another."""
@@ -72,7 +73,12 @@ class Checkpoints(Checkpoint):
     # -- when ----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the signals over; workers that are forked later then ignore Ctrl-C."""
+        """Remove what a killed run left half-written, and take the signals over (workers then ignore Ctrl-C)."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DiskCheckpointIO()
+        if stage == "fit" and trainer.is_global_zero:
+            for path in (self.last, self.best):
+                temporary_of(path).unlink(missing_ok=True)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -156,13 +162,14 @@ class Checkpoints(Checkpoint):
         Raises:
             PolyditError: the disk is full or the folder cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.partial")
+        temporary = temporary_of(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                path.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
-                flush_to_disk(temporary)
                 os.replace(temporary, path)
+                flush_folder(path.parent)
         except OSError as error:
             raise PolyditError(
                 f"{path}: cannot be written ({error.strerror or error}); the checkpoint before it is kept. Make room, "
@@ -184,34 +191,9 @@ class Checkpoints(Checkpoint):
         self.best_score = state_dict["best_score"]
 
 
-def flush_to_disk(path: Path) -> None:
-    """Have the file's bytes on the disk before it takes the name of the old one."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint on the CPU.
-
-    Raises:
-        PolyditError: missing, unreadable, or something else than tensors and plain values (never unpickled).
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise PolyditError(f"--ckpt_path {path}: there is no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise PolyditError(f"{path}: holds more than tensors and could run code; refused") from error
-        raise PolyditError(
-            f"{path}: is not a whole checkpoint; use another one, such as best.ckpt"
-        ) from error
-    if not isinstance(checkpoint, dict) or "polydit" not in checkpoint:
-        raise PolyditError(
-            f"{path}: is not a checkpoint of `polydit fit`; weights alone go to --model.init_weights"
-        )
-    return checkpoint
+def temporary_of(path: Path) -> Path:
+    """Where a checkpoint is written before it takes its name."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def resume_command(argv: list[str], folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 import time
@@ -178,7 +179,9 @@ def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
     try:
         return Trainer(**options)
     except (MisconfigurationException, ValueError) as error:
-        raise PolyditError(f"config section trainer: {' '.join(str(error).split())}") from error
+        line = " ".join(str(error).split()).rstrip(".!")
+        hint = "; choose --trainer.accelerator auto or cpu" if re.search("accelerator|backend", line) else ""
+        raise PolyditError(f"config section trainer: {line}{hint}") from error
 
 
 def run_folder(spec: TaskSpec, config: Any) -> Path:
@@ -196,7 +199,12 @@ def run_folder(spec: TaskSpec, config: Any) -> Path:
         return found[-1].parent.parent
     if path and Path(path).parent.name == "checkpoints":
         return Path(path).parent.parent
-    return runs / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = runs / time.strftime("%Y-%m-%d_%H-%M-%S")
+    number = 1
+    while folder.exists():  # started within the same second, or the clock was put back
+        number += 1
+        folder = folder.with_name(f"{folder.name.split('.')[0]}.{number}")
+    return folder
 
 
 def resume_path(config: Any, folder: Path) -> Path | None:

@@ -98,6 +98,12 @@ class TaskCLI(LightningCLI):
         except ArgumentError as error:
             raise PolyditError(one_line(str(error), option_keys(parser), parser.prog)) from error
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise PolyditError(f"--seed_everything: {error}; choose another number") from error
+
     def instantiate_classes(self) -> None:
         """Build model and data; the trainer comes later, when the run's folder is known."""
         try:

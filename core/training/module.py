@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from ..adapters import LoraOptions, continue_from, inject
 from ..diffusion.objective import Objective, ObjectiveOutput
 from ..errors import PolyditError
+from .checkpoint_file import signature
+from .draws import training_draws, validation_draws
 from .ema import EmaOptions
+from .frozen import Quantization, replace_frozen_linears
 from .guard import FiniteGuard, describe_batch
 from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
 from .resume import collect, restore
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = ["DiffusionModule"]
-
-VALIDATION_SEED = 20_240_229
 
 
 class DiffusionModule(LightningModule):
@@ -47,6 +48,8 @@ class DiffusionModule(LightningModule):
         ema: Average of the weights; None keeps none.
         adapter: Train a LoRA on the backbone instead of the backbone.
         gradient_checkpointing: Recompute activations in the backward pass.
+        quantize: Keep the frozen weights under an adapter quantised: ``int8`` or ``nf4``, see :mod:`.frozen`.
+        offload: Keep the frozen weights under an adapter in host memory; each comes to the device for its own product.
         compile: Compile the repeated blocks of the backbone.
         init_weights: Folder or safetensors file that the backbone starts from (fine-tuning, LoRA): a saved backbone,
             a pipeline folder with a ``transformer``, or a plain state dict.
@@ -61,6 +64,8 @@ class DiffusionModule(LightningModule):
         ema: EmaOptions | None = EmaOptions(),  # noqa: B008
         adapter: LoraOptions | None = None,
         gradient_checkpointing: bool = False,
+        quantize: Quantization | None = None,
+        offload: bool = False,
         compile: bool = False,
         init_weights: str | None = None,
     ) -> None:
@@ -72,10 +77,17 @@ class DiffusionModule(LightningModule):
         self.ema_options = ema
         self.adapter_options = adapter
         self.gradient_checkpointing = gradient_checkpointing
+        self.quantize, self.offload = quantize, offload
         self.compile_blocks = compile
         self.init_weights = init_weights
         self.run_record: dict[str, Any] = {}  # task and config of this run, written into its checkpoints
         self.batch_samples = 0
+        self.samples_seen = 0  # by all processes since the run began
+        self.resumed_batch: int | None = (
+            None  # samples of a batch of all processes, in the run that is resumed
+        )
+        self._noise_seed: int | None = None
+        self._batch = 0
         self._held_out = 0
         self._total_steps: float | None = None
         self._random_states: dict[str, Any] | None = None
@@ -129,6 +141,8 @@ class DiffusionModule(LightningModule):
             inject(self.backbone, self.adapter_options)
             if self.adapter_options.init_from and not is_on_meta(self.backbone):
                 continue_from(self.backbone, self.adapter_options.init_from)
+        if self.quantize or self.offload:
+            self._shrink_frozen()
         if self.gradient_checkpointing:
             enable = getattr(self.backbone, "enable_gradient_checkpointing", None)
             if enable is None:
@@ -143,9 +157,29 @@ class DiffusionModule(LightningModule):
             else:
                 self.backbone.compile()
 
+    def _shrink_frozen(self) -> None:
+        option = f"--model.quantize {self.quantize}" if self.quantize else "--model.offload"
+        if self.adapter_options is None:
+            raise PolyditError(
+                f"{option}: is for frozen weights, and all of them are trained; add --model.adapter.rank 16"
+            )
+        if self.compile_blocks:
+            raise PolyditError(f"{option}: does not go with --model.compile; leave one of them out")
+        replace_frozen_linears(self.backbone, self.quantize, self.offload)
+
     def setup(self, stage: str) -> None:
         """Lightning's hook."""
+        if self.offload and self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
+            raise PolyditError("--model.offload: the CPU has no memory but the host's; leave it out")
         self.prepare()
+        if stage == "fit":
+            # a checkpoint may bring others
+            self.samples_seen, self.resumed_batch, self._noise_seed = 0, None, None
+
+    def on_fit_start(self) -> None:
+        """Settle what the noise of this run depends on: one number for all processes."""
+        if self._noise_seed is None:
+            self._noise_seed = self.trainer.strategy.broadcast(torch.initial_seed()) & (2**63 - 1)
 
     def train(self, mode: bool = True) -> DiffusionModule:
         """Frozen autoencoders stay in eval mode."""
@@ -166,12 +200,12 @@ class DiffusionModule(LightningModule):
 
         Args:
             batch: From the data module.
-            first: How many held-out samples this process saw before; draws are then fixed. None draws at random.
+            first: How many held-out samples this process saw before; None is training.
         """
         x0 = self.target(batch)
         condition = self.condition(batch)
         self.batch_samples = x0.shape[0]
-        noise, t = (None, None) if first is None else self.validation_draws(x0, first)
+        noise, t = self.draw(x0, first)
         output = self.objective(
             lambda x_t, timestep: self.denoise(x_t, timestep, condition), x0, noise=noise, t=t
         )
@@ -184,6 +218,8 @@ class DiffusionModule(LightningModule):
             PolyditError: it is not finite.
         """
         terms, _ = self.losses(batch)
+        self._batch = self.batch_samples * self.trainer.world_size
+        self.samples_seen += self._batch
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         names = describe_batch(batch)
         self._guard.watch(
@@ -200,26 +236,27 @@ class DiffusionModule(LightningModule):
         """Whether the loggers will look; Lightning's own log call costs half a millisecond in every step."""
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
-    def validation_draws(self, x0: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Noise and times that depend on nothing but the sample's number in the held-out set.
-
-        The loss of two checkpoints, of two runs or at two batch sizes can then be compared.
+    def draw(self, x0: Tensor, first: int | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Noise and times that belong to the sample, whichever process and batch it came in.
 
         Args:
             x0: Clean data (B, C, ...).
-            first: How many held-out samples this process saw before.
+            first: How many held-out samples this process saw before; None is training.
 
         Returns:
-            Noise like x0 and times (B,).
+            Noise like x0 and times (B,); None for both outside of a run, where the objective draws them.
         """
-        noise, times = [], []
-        for i in range(first, first + x0.shape[0]):
-            # torch's DistributedSampler deals the samples out in turn
-            number = i * self.trainer.world_size + self.trainer.global_rank
-            generator = torch.Generator().manual_seed(VALIDATION_SEED + number)
-            times.append(self.objective.draw_times(1, generator, x0.device))
-            noise.append(torch.randn(x0.shape[1:], generator=generator))
-        return torch.stack(noise).to(x0.device, x0.dtype), torch.cat(times)
+        if first is None and self._noise_seed is None:
+            return None, None
+        world, rank = (1, 0) if self._trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        # DistributedSampler deals the samples out in turn
+        numbers = [i * world + rank for i in range(first or 0, (first or 0) + x0.shape[0])]
+        if first is not None:
+            return validation_draws(self.objective, x0, numbers)
+        assert self._noise_seed is not None
+        return training_draws(
+            self.objective, x0, self._noise_seed, [self.samples_seen + number for number in numbers]
+        )
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Held-out loss on fixed noise and times."""
@@ -336,9 +373,13 @@ class DiffusionModule(LightningModule):
                         "checkpoint is kept. Lower --model.optimizer.lr or set --trainer.gradient_clip_val 1.0"
                     )
         checkpoint["polydit"] = {
+            **signature(),
             **self.run_record,
             "module": f"{type(self).__module__}.{type(self).__qualname__}",
             "backbone": type(self.backbone).__name__,
+            "samples_seen": self.samples_seen,
+            "batch": self._batch,
+            "noise_seed": self._noise_seed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -358,10 +399,14 @@ class DiffusionModule(LightningModule):
         given = checkpoint["state_dict"]
         problem = difference(self.state_dict(), given, self.saved_names())
         if problem:
+            theirs, mine = record.get("version", "an earlier version"), signature()["version"]
             raise PolyditError(
                 f"--ckpt_path: the checkpoint {problem} of this {type(self.backbone).__name__}; "
                 "use the config it was trained with"
+                + (f" (it was written by PolyDiT {theirs}, this is {mine})" if theirs != mine else "")
             )
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.samples_seen, self._noise_seed = record.get("samples_seen", 0), record.get("noise_seed")
+            self.resumed_batch = record.get("batch")
             checkpoint["average_state"] = given
             checkpoint["state_dict"] = {**given, **checkpoint.get("current_model_state", {})}

@@ -50,6 +50,11 @@ class RandomState(Callback):
         if self._loaded is not None:
             restore(self._loaded)
             self._loaded = None
+        elif trainer.global_rank:
+            torch.manual_seed(
+                torch.initial_seed() + trainer.global_rank
+            )  # no two processes drop out the same
+        align_progress(trainer)
 
 
 def collect() -> dict[str, Any]:
@@ -75,11 +80,29 @@ def restore(states: dict[str, Any]) -> None:
     np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
 
 
+def align_progress(trainer: Trainer) -> None:
+    """Count the batches of a resumed epoch in the present size, where the run went on with another one.
+
+    Lightning accumulates gradients and ends epochs by that count.
+    """
+    module, loader = trainer.lightning_module, trainer.train_dataloader
+    sampler = getattr(loader, "sampler", None)
+    before = getattr(module, "resumed_batch", None)
+    if not isinstance(sampler, ResumableSampler) or before in (None, sampler.batch_size * trainer.world_size):
+        return
+    batches = sampler.place()[1] // sampler.batch_size
+    batches -= batches % trainer.accumulate_grad_batches
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    shift = batches - current.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) + shift)
+
+
 class ResumableSampler(DistributedSampler):
     """Samples of a map-style data set in an order that depends on seed and epoch only, from where a run stopped.
 
-    Epoch and place follow from the number of batches that the run has read, which its checkpoint holds. Under several
-    processes each takes its own share.
+    Epoch and place follow from the number of samples that the run has seen, which its checkpoint holds; it may go on
+    with other batches or another number of processes. Under several processes each takes its own share.
 
     Args:
         data: The data set.
@@ -110,11 +133,16 @@ class ResumableSampler(DistributedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Nothing: Lightning counts an epoch that a step or time limit cut short as a whole one."""
 
+    def place(self) -> tuple[int, int]:
+        """The epoch, and how many of its samples this process has used."""
+        seen = self.trainer.lightning_module.samples_seen if self.trainer is not None else 0
+        share = min(self.batches * self.batch_size, len(self))
+        return divmod(seen // self.num_replicas, share) if share else (0, 0)
+
     def __iter__(self) -> Iterator[int]:
         """The samples of this process that are left in this epoch."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer is not None else 0
-        self.epoch, read = divmod(done, self.batches) if self.batches else (0, 0)
-        return iter(list(super().__iter__())[read * self.batch_size :])
+        self.epoch, used = self.place()
+        return iter(list(super().__iter__())[used:])
 
 
 def resumable_loader(

@@ -74,6 +74,7 @@ OBJECTIVE = {"class_path": "polydit.core.diffusion.Objective", "init_args": {"pr
         ),
         ({}, ["--max_steps=3"], "--max_steps: no such option; did you mean --trainer.max_steps?"),
         ({}, ["--model.optimizer.lr", "fast"], "model.optimizer.lr: expected float, got 'fast'"),
+        ({}, ["--seed_everything=-1"], "--seed_everything: -1 is not in bounds"),
         ({}, ["fast"], "'fast': not an option of `polydit toy fit`"),
         ({}, ["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
     ],

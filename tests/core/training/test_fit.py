@@ -128,10 +128,10 @@ def test_held_out_loss_depends_on_the_sample_only():
     module = toy()
     module._trainer = trainer(Path("unused"), 1)
     samples = ToyData().val_dataloader().dataset.pictures[:4]
-    noise, t = module.validation_draws(samples, 0)
+    noise, t = module.draw(samples, 0)
     torch.manual_seed(99)
     torch.rand(7)
-    again_noise, again_t = module.validation_draws(samples[2:], 2)  # the same samples in another batch
+    again_noise, again_t = module.draw(samples[2:], 2)  # the same samples in another batch
     assert torch.equal(noise[2:], again_noise)
     assert torch.equal(t[2:], again_t)
     assert len(set(t.tolist())) == 4

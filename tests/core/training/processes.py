@@ -1,0 +1,93 @@
+"""Runs of the toy task in processes of their own, which tests may kill or couple."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from lightning.pytorch import Callback
+
+# The server has imported what a run needs and computed nothing: its forks start at once and without threads.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["toy", "polydit.core.training.cli"])
+
+
+def start(folder: Path, words: list[str], environment: dict[str, str] | None = None) -> BaseProcess:
+    """``polydit toy fit`` in ``folder``; what it says goes to ``said.txt`` there (``said_1.txt`` for rank 1)."""
+    process = context.Process(target=_fit, args=(str(folder), words, environment or {}))
+    process.start()
+    return process
+
+
+def start_all(folder: Path, words: list[str], count: int = 2) -> list[BaseProcess]:
+    """The same as ``count`` processes that train together, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return [
+        start(folder, words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+
+
+def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Wait, and end what hangs; the exit codes."""
+    for process in processes:
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def _fit(folder: str, words: list[str], environment: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    rank = environment.get("RANK", "0")
+    sys.stderr = sys.stdout = open("said.txt" if rank == "0" else f"said_{rank}.txt", "a", buffering=1)  # noqa: SIM115
+    from toy import TOY
+
+    from polydit.core.errors import PolyditError
+    from polydit.core.training.cli import run
+
+    try:
+        run(TOY, "fit", words)
+    except PolyditError as error:
+        print(f"polydit: error: {error}")
+        os._exit(2)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+class KillAt(Callback):
+    """The power fails in the middle of a step.
+
+    Args:
+        step: Optimiser steps that are done.
+        batches: Batches of the unfinished step that are done.
+    """
+
+    def __init__(self, step: int, batches: int = 0) -> None:
+        self.step, self.batches, self._done = step, batches, 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            if self._done == self.batches:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._done += 1
