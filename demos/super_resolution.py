@@ -134,13 +134,13 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
 
     def on_choice(image: str | None, scale: int) -> str:
         if image is None:
-            return WELCOME
+            return ""
         source = Path(image)
         try:
             (width, height), (wide, high) = sizes(session, source, scale)
         except PolyditError as error:
             return f"⚠️ **{explain_upload(error, source)}**"
-        return f"{width} × {height} pixels; ×{scale} makes {wide} × {high}."
+        return f"{width} × {height} pixels become {wide} × {high}."
 
     # The programming interface takes its defaults from the components, except where they hold None.
     def on_press(
@@ -172,7 +172,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             if line is None:
                 raise
             # It stays until it is closed: who waited for a large picture may look elsewhere meanwhile.
-            raise gr.Error(line, title="Not enlarged", duration=None, print_exception=False) from error
+            raise gr.Error(line, duration=None, print_exception=False) from error
         return (shown.before, shown.after), shown.after, shown.note
 
     with gr.Blocks(
@@ -199,6 +199,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     elem_id="examples",
                     api_visibility="private",
                 )
+                size = gr.Markdown(elem_id="size")
                 # Children that are rendered late lose what is entered in their first moments.
                 with gr.Tabs():
                     with gr.Tab("Settings", render_children=True):
@@ -253,6 +254,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     label="Bicubic (left) and PolyDiT (right)",
                     type="filepath",
                     format="png",
+                    buttons=["fullscreen"],
                     interactive=False,
                     height=560,
                     max_height=560,
@@ -264,7 +266,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             [image.change, scale.change],
             on_choice,
             [image, scale],
-            note,
+            size,
             api_visibility="private",
             show_progress="hidden",
         )

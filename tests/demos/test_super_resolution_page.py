@@ -222,9 +222,9 @@ def test_upload_enlarge_compare_download(
     expect(page.locator("#examples img")).to_have_count(3)
     expect(page.locator("#download")).to_be_disabled()
     page.locator("#picture input[type=file]").first.set_input_files(picture)
-    expect(page.locator("#note")).to_contain_text("26 × 34 pixels; ×4 makes 104 × 136")
+    expect(page.locator("#size")).to_contain_text("26 × 34 pixels become 104 × 136")
     page.locator("#scale").get_by_label("×2", exact=True).check()
-    expect(page.locator("#note")).to_contain_text("×2 makes 52 × 68")
+    expect(page.locator("#size")).to_contain_text("52 × 68")
     page.get_by_label("number input for Steps").fill("2")
     page.get_by_label("number input for Steps").press("Tab")
     page.locator("#seed input").fill("5")
@@ -261,7 +261,7 @@ def test_bad_uploads_are_said_on_the_page(page: Any, url: str, tmp_path: Path):
         (large, "large.png: 8000 x 8000 pixels at x4 are too many"),
     ):
         upload.set_input_files(file)
-        expect(page.locator("#note")).to_contain_text(line)
+        expect(page.locator("#size")).to_contain_text(line)
         page.get_by_role("button", name="Enlarge").click()
         toast = page.get_by_test_id("toast-body")
         expect(toast).to_contain_text(line)
