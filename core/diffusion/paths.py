@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_LOG_ALPHA = -40.0
+"""Stands for no signal at all: interpolation has no use for the logarithm of 0."""
+
 Prediction = Literal["velocity", "epsilon", "v", "x0", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
@@ -271,6 +274,9 @@ class DiscretePath(VariancePreserving):
         beta_start: First beta.
         beta_end: Last beta.
         steps: Number of indices.
+        snr_shift: Divides the signal-to-noise ratio of every index (CogVideoX, arXiv 2408.06072).
+        ends_in_noise: Lower the whole table of alpha so that the last index is pure noise, "Common Diffusion Noise
+            Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
     """
 
     name = "discrete"
@@ -281,6 +287,8 @@ class DiscretePath(VariancePreserving):
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         steps: int = 1000,
+        snr_shift: float = 1.0,
+        ends_in_noise: bool = False,
     ) -> None:
         if schedule == "linear":
             betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
@@ -292,11 +300,27 @@ class DiscretePath(VariancePreserving):
         self.beta_start = beta_start
         self.beta_end = beta_end
         self.steps = steps
+        self.snr_shift = snr_shift
+        self.ends_in_noise = ends_in_noise
         self.min_time = 1 / steps
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-        self._log_alpha = 0.5 * F.pad(torch.log1p(-betas).cumsum(0), (1, 0))
+        log_alpha = 0.5 * torch.log1p(-betas).cumsum(0)
+        if self.is_changed:
+            abar = self.alphas_cumprod / (snr_shift + (1 - snr_shift) * self.alphas_cumprod)
+            if ends_in_noise:
+                root = abar.sqrt()
+                abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+            self.alphas_cumprod = abar
+            self.betas = 1 - abar / F.pad(abar[:-1], (1, 0), value=1.0)
+            log_alpha = 0.5 * abar.log().clamp(min=2 * LEAST_LOG_ALPHA)
+        self._log_alpha = F.pad(log_alpha, (1, 0))
         self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # copies of it, where they are used
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the table is another than that of its betas."""
+        return self.snr_shift != 1 or self.ends_in_noise
 
     def time_of_index(self, index: Tensor | int) -> Tensor:
         """Project time of a table index."""

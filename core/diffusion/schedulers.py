@@ -76,6 +76,8 @@ def make_scheduler(
             "beta_start": path.beta_start,
             "beta_end": path.beta_end,
         }
+        if path.is_changed:
+            settings["trained_betas"] = path.betas.tolist()
         settings["timestep_spacing"] = "trailing"  # start at the greatest noise
         names = {ours: theirs for theirs, ours in _KINDS.items() if ours != "velocity"}
         settings["prediction_type"] = names.get(parameterization.prediction, "epsilon")

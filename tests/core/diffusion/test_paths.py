@@ -21,6 +21,7 @@ from polydit.core.diffusion import (
 from polydit.core.diffusion.paths import PREDICTIONS, expand_like, path_from_config
 
 PATHS = [LinearPath(), GVPPath(), VPPath(), DiscretePath(), DiscretePath("scaled_linear", 0.00085, 0.012)]
+PATHS += [DiscretePath("scaled_linear", 0.00085, 0.012, snr_shift=3.0, ends_in_noise=True)]  # CogVideoX-2B
 ids = [repr(path) for path in PATHS]
 
 

@@ -1,0 +1,131 @@
+"""Loading: the class name in ``config.json`` chooses the family's file; nothing of the others is imported."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+
+from ...errors import PolyditError
+from .adapter import PretrainedTransformer
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+__all__ = ["FAMILIES", "adapt_transformer", "load_transformer"]
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "DiTTransformer2DModel": (".dit", "PretrainedDiT"),
+    "PixArtTransformer2DModel": (".pixart", "PretrainedPixArt"),
+    "SD3Transformer2DModel": (".sd3", "PretrainedSD3"),
+    "FluxTransformer2DModel": (".flux", "PretrainedFlux"),
+    "SanaTransformer2DModel": (".sana", "PretrainedSana"),
+    "LTXVideoTransformer3DModel": (".ltx_video", "PretrainedLTXVideo"),
+    "WanTransformer3DModel": (".wan", "PretrainedWan"),
+    "CogVideoXTransformer3DModel": (".cogvideox", "PretrainedCogVideoX"),
+    "QwenImageTransformer2DModel": (".qwen_image", "PretrainedQwenImage"),
+}
+"""diffusers class -> module of this package, class of the adapter in it."""
+
+
+class _Config(ConfigMixin):
+    """Reads ``config.json`` of any model, from a folder or the hub."""
+
+    config_name = "config.json"
+
+
+def load_transformer(
+    source: str, subfolder: str | None = "transformer", dtype: str | torch.dtype | None = None
+) -> PretrainedTransformer:
+    """Load a diffusers transformer behind the adapter of its family, in eval mode.
+
+    While the default device is ``meta`` only the configuration is read, and the model has shapes without values.
+
+    Args:
+        source: Folder of a pipeline or of the transformer itself, in diffusers format, or a hub id.
+        subfolder: Where a pipeline keeps it.
+        dtype: Of the weights, such as ``bfloat16``; default float32.
+
+    Raises:
+        PolyditError: nothing there, a family that is not known, or weights that do not fit.
+    """
+    torch_dtype = _dtype(dtype)
+    source, where = _locate(source, subfolder)
+    place = "/".join([source, *where.values()])
+    try:
+        config = _Config.load_config(source, **where)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise PolyditError(f"{place}: no transformer in diffusers format ({_first_line(error)})") from error
+    model_class = _model_class(str(config.get("_class_name")), place)
+    if torch.get_default_device().type == "meta":
+        transformer = model_class.from_config(config)
+        torch.nn.Module.to(transformer, torch_dtype or torch.float32)  # diffusers' own warns, about nothing
+        transformer.register_to_config(_name_or_path=place)
+        return adapt_transformer(transformer.eval())
+    try:
+        transformer, info = model_class.from_pretrained(
+            source, torch_dtype=torch_dtype, output_loading_info=True, **where
+        )
+    except Exception as error:  # of diffusers, safetensors and torch: each has its own for a broken file
+        raise PolyditError(f"{place}: the weights cannot be loaded ({_first_line(error)})") from error
+    if missing := info["missing_keys"]:
+        raise PolyditError(f"{place}: {len(missing)} weights are missing, {missing[0]} first; copy it anew")
+    return adapt_transformer(transformer)
+
+
+def adapt_transformer(transformer: ModelMixin) -> PretrainedTransformer:
+    """Put a loaded diffusers transformer behind the adapter of its family.
+
+    Raises:
+        PolyditError: the family is not known.
+    """
+    name = type(transformer).__name__
+    module, adapter = _family(name, "transformer")
+    return getattr(import_module(module, __package__), adapter)(transformer)
+
+
+def _family(name: str, place: str) -> tuple[str, str]:
+    if name not in FAMILIES:
+        raise PolyditError(
+            f"{place}: {name} is not a transformer that is known; use one of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def _model_class(name: str, place: str) -> Any:
+    _family(name, place)
+    import diffusers
+
+    return getattr(diffusers, name)
+
+
+def _locate(source: str, subfolder: str | None) -> tuple[str, dict[str, Any]]:
+    """The folder or hub id, and the subfolder as diffusers' functions take it."""
+    where: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if subfolder is not None and not (folder / subfolder).is_dir() and (folder / "config.json").is_file():
+            where = {}  # the transformer's own folder
+        if not folder.joinpath(*where.values(), "config.json").is_file():
+            raise PolyditError(
+                f"{folder.joinpath(*where.values())}: holds no config.json; give a folder that diffusers saved"
+            )
+        return str(folder), where
+    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        raise PolyditError(f"{source}: no such folder, and no hub id; give a folder that diffusers saved")
+    return source, where
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise PolyditError(f"dtype {dtype!r}: is none; use float32, bfloat16 or float16")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
