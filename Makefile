@@ -5,7 +5,7 @@
 #   make test-all   the whole suite
 #   make bench      benchmark tables
 #   make lint       ruff and mypy;  make format writes what ruff would
-#   make serve      the web demo on http://127.0.0.1:7860
+#   make serve      the web demos on http://127.0.0.1:7860
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-serve: $(VENV)/.installed-test
+serve: $(VENV)/.installed-demo
 	$(VENV)/bin/python -m polydit.demos.gallery --port $(PORT) $(ARGS)
 
 install: $(VENV)/.installed
@@ -64,14 +64,19 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --disable-pip-version-check -e .
 	@touch $@
 
+$(VENV)/.installed-demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing PolyDiT and its web demos into $(VENV), once; this takes a few minutes"
+	$(PIP) install --quiet --disable-pip-version-check -e ".[demo]"
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@echo "installing PolyDiT and its tests into $(VENV), once; this takes a few minutes"
 	$(PIP) install --quiet --disable-pip-version-check -e ".[test]"
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-demo
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --disable-pip-version-check -e ".[dev]"
-	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-test
 
 clean:
 	rm -rf build dist polydit.egg-info demo_output
