@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .extras import require
+
 __all__ = ["OptimizerOptions", "build_optimizer", "learning_rate_factor", "parameter_groups"]
 
 
@@ -17,6 +19,8 @@ class OptimizerOptions:
     """AdamW and its schedule.
 
     Attributes:
+        kind: ``adamw``, or ``adamw_8bit`` (bitsandbytes, arXiv 2110.02861): its two moments take a quarter of the
+            memory.
         lr: Peak learning rate.
         betas: Decay of the first and second moment.
         eps: Added to the root of the second moment.
@@ -29,6 +33,7 @@ class OptimizerOptions:
         fused: Use the fused kernel; None takes it where every parameter is on a device that has one.
     """
 
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -72,17 +77,25 @@ def parameter_groups(module: nn.Module, options: OptimizerOptions) -> list[dict[
     ]
 
 
-def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`."""
+def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """AdamW over :func:`parameter_groups`.
+
+    Raises:
+        PolyditError: the library of the 8-bit one is missing.
+    """
     groups = parameter_groups(module, options)
+    betas = (options.betas[0], options.betas[1])
+    if options.kind == "adamw_8bit":
+        require("bitsandbytes", "--model.optimizer.kind adamw_8bit")
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(groups, lr=options.lr, betas=betas, eps=options.eps)
     fused = options.fused
     if fused is None:
         fused = all(
             p.device.type in ("cuda", "cpu") and p.is_floating_point() for g in groups for p in g["params"]
         )
-    return torch.optim.AdamW(
-        groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps, fused=fused
-    )
+    return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.eps, fused=fused)
 
 
 def learning_rate_factor(options: OptimizerOptions, step: int, progress: float) -> float:
