@@ -86,6 +86,7 @@ def _run(words: list[str]) -> int:
                     ("list", "tasks, their systems, the weights at hand"),
                     ("doctor", "environment, versions, devices"),
                     ("corpus", "gather openly licensed training material"),
+                    ("lora", "look into a LoRA file, convert it for other tools"),
                 ),
             ),
         ),
@@ -174,6 +175,12 @@ def _doctor(words: list[str]) -> int:
     return run(words)
 
 
+def _lora(words: list[str]) -> int:
+    from .commands.lora import run_lora
+
+    return run_lora(words)
+
+
 def _corpus(words: list[str]) -> int:
     menu = Menu(
         prog="polydit corpus",
@@ -191,7 +198,12 @@ def _corpus(words: list[str]) -> int:
     return int(corpus.run(parser.parse_args(chosen[1])) or 0)
 
 
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {"list": _list, "doctor": _doctor, "corpus": _corpus}
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "doctor": _doctor,
+    "corpus": _corpus,
+    "lora": _lora,
+}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .converting import convert_lora
 from .group import inject_group, load_group_lora
+from .inspecting import inspect_lora
 from .loading import LoadReport, apply_lora, continue_from, load_lora
 from .lora import (
     adapter_names,
@@ -27,10 +29,12 @@ __all__ = [
     "apply_lora",
     "bake",
     "continue_from",
+    "convert_lora",
     "count_trainable",
     "grow_rank",
     "inject",
     "inject_group",
+    "inspect_lora",
     "load_group_lora",
     "load_lora",
     "merge",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from .lora_file import FLAT, LoraFile
 from .maps_flux import FLUX_RULES
+from .maps_ltx import LTX_RULES
 from .maps_pixart import PIXART_RULES
+from .maps_qwen import QWEN_RULES
 from .maps_sd3 import SD3_RULES
 from .maps_wan import WAN_RULES
 from .name_map import NameMap
@@ -27,6 +30,8 @@ class Family:
         widths: Widths of the published sizes, to tell families with like names apart.
         factors: What the two factors are called in ComfyUI's layout. ComfyUI reads either pair; where a second
             loader reads only one of them, it is that one.
+        readers: Which other tools read a layout at its full strength; each was run on files written here. "(blocks)":
+            a LoRA of layers inside the blocks; "(all of the blocks)": of every linear layer there and no other.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Family:
     names: NameMap | None = None
     widths: tuple[int, ...] = ()
     factors: tuple[str, str] = ("lora_A", "lora_B")
+    readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,13 +51,69 @@ FAMILIES: dict[str, Family] = {
             NameMap(FLUX_RULES),
             (3072,),
             ("lora_down", "lora_up"),  # diffusers converts no other
+            {
+                "diffusers": ("diffusers", "ComfyUI"),
+                "kohya": ("diffusers (blocks)", "ComfyUI", "sd-scripts (blocks)"),
+                "comfyui": ("diffusers (blocks)", "ComfyUI"),
+            },
         ),
-        Family("sd3", ("SD3Transformer2DModel",), NameMap(SD3_RULES), (1536, 2432)),
-        Family("wan", ("WanTransformer3DModel",), NameMap(WAN_RULES)),
-        Family("pixart", ("PixArtTransformer2DModel",), NameMap(PIXART_RULES), (1152,)),
-        Family("qwen-image", ("QwenImageTransformer2DModel",)),
-        Family("ltx-video", ("LTXVideoTransformer3DModel",)),
-        Family("native", ("DiT", "TokenGroupDiT")),
+        Family(
+            "sd3",
+            ("SD3Transformer2DModel",),
+            NameMap(SD3_RULES),
+            (1536, 2432),
+            readers={
+                "diffusers": ("diffusers", "ComfyUI"),
+                "kohya": ("ComfyUI", "sd-scripts (blocks)"),
+                "comfyui": ("ComfyUI",),
+            },
+        ),
+        Family(
+            "wan",
+            ("WanTransformer3DModel",),
+            NameMap(WAN_RULES),
+            readers={
+                "diffusers": ("diffusers",),
+                "kohya": ("diffusers (all of the blocks)", "ComfyUI", "musubi-tuner (blocks)"),
+                "comfyui": ("diffusers", "ComfyUI"),
+            },
+        ),
+        Family(
+            "pixart",
+            ("PixArtTransformer2DModel",),
+            NameMap(PIXART_RULES),
+            (1152,),
+            readers={"diffusers": ("peft", "ComfyUI"), "kohya": ("ComfyUI",), "comfyui": ("ComfyUI",)},
+        ),
+        Family(
+            "qwen-image",
+            ("QwenImageTransformer2DModel",),
+            NameMap(QWEN_RULES),
+            (3072,),
+            readers={
+                "diffusers": ("diffusers", "ComfyUI"),
+                "kohya": ("diffusers", "ComfyUI", "musubi-tuner (blocks)"),
+                "comfyui": ("diffusers", "ComfyUI"),
+            },
+        ),
+        Family(
+            "ltx-video",
+            ("LTXVideoTransformer3DModel",),
+            NameMap(LTX_RULES),
+            (2048, 4096),
+            readers={
+                "diffusers": ("diffusers",),
+                "kohya": ("ComfyUI",),
+                "comfyui": ("diffusers (blocks)", "ComfyUI"),
+            },
+        ),
+        # No other tool has names for these: their files have the diffusers layout.
+        Family("sana", ("SanaTransformer2DModel",), NameMap(()), readers={"diffusers": ("diffusers",)}),
+        Family(
+            "cogvideox", ("CogVideoXTransformer3DModel",), NameMap(()), readers={"diffusers": ("diffusers",)}
+        ),
+        Family("dit", ("DiTTransformer2DModel",), NameMap(()), readers={"diffusers": ("peft",)}),
+        Family("native", ("DiT", "TokenGroupDiT")),  # this project's own, under their own names
     )
 }
 
@@ -68,26 +130,12 @@ def family_of(model: nn.Module) -> Family | None:
     )
 
 
-def tell_family(names: Iterable[str], widths: Mapping[str, int], trained_on: str | None) -> list[Family]:
-    """The families that a file can be of: one if it is plain, several if the names fit several, or none.
-
-    Args:
-        names: Layer names in the file, dotted or flat, without prefixes.
-        widths: Width of the input of each.
-        trained_on: Class in our header entry.
-    """
-    known = family_of_class(trained_on)
-    if known is not None:
-        return [known]
-    names = list(names)
-    fitting = [
-        family for family in FAMILIES.values() if family.names and family.names.count(names) == len(names)
-    ]
-    if len(fitting) > 1:
-        published = [
-            family
-            for family in fitting
-            if not family.widths or any(width in family.widths for width in widths.values())
-        ]
-        fitting = published or fitting
-    return fitting
+def tell_family(file: LoraFile) -> list[Family]:
+    """The families that a file can be of: one if it is plain, several if the names fit several, or none."""
+    if trained_on := file.entry.get("base", {}).get("class"):
+        known = family_of_class(trained_on)
+        return [known] if known else []
+    names = [FLAT.sub("", name, count=1) for name in file.modules]
+    widths = {module.a.shape[1] for module in file.modules.values()}
+    fitting = [family for family in FAMILIES.values() if family.names and family.names.knows(names)]
+    return [family for family in fitting if not family.widths or widths & set(family.widths)] or fitting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,31 +73,42 @@ def from_layout(
     return found
 
 
-def to_layout(modules: Mapping[str, LoraModule], family: Family | None, layout: Layout) -> dict[str, Tensor]:
+def to_layout(
+    modules: Mapping[str, LoraModule], family: Family | None, layout: Layout, alpha_keys: bool = False
+) -> dict[str, Tensor]:
     """Tensors of a file, every scale baked.
 
     Args:
         modules: By the model's names.
         family: Of the model; needed for all layouts but ``diffusers``.
-        layout: ``diffusers`` (PEFT keys), ``kohya`` (with ``.alpha`` = rank) or ``comfyui``.
+        layout: ``diffusers`` (PEFT keys), ``kohya`` or ``comfyui``.
+        alpha_keys: Write ``.alpha`` = rank in ``comfyui`` too; ``kohya`` always has them, ``diffusers`` never.
 
     Raises:
         PolyditError: other tools have no name for a layer, or a fused layer cannot carry DoRA on a part of it.
     """
     baked = {name: bake_scale(module) for name, module in modules.items()}
     if layout == "diffusers":
-        return _tensors(baked, "transformer.{}", ("lora_A", "lora_B"), "lora_magnitude_vector", column=False)
+        if alpha_keys:  # some loaders of diffusers refuse a file that has them
+            raise PolyditError(
+                "--alpha-keys: the diffusers layout has none, its scale is 1; leave the option out"
+            )
+        named = {f"transformer.{name}": module for name, module in baked.items()}
+        return _tensors(named, ("lora_A", "lora_B"), "lora_magnitude_vector", column=False)
     if family is None:
         raise PolyditError(
-            f"--format {layout}: there is no table of published names for this model; use --format diffusers"
+            f"--layout {layout}: there is no table of published names for this model; use --layout diffusers"
         )
     native = _native(baked, family, layout)
-    if layout == "comfyui":
-        return _tensors(native, "diffusion_model.{}", family.factors, "dora_scale", column=True)
-    flat = {f"lora_unet_{name.replace('.', '_')}": module for name, module in native.items()}
-    tensors = _tensors(flat, "{}", ("lora_down", "lora_up"), "dora_scale", column=True)
-    for name, module in flat.items():
-        tensors[f"{name}.alpha"] = torch.tensor(float(module.a.shape[0]))
+    if layout == "kohya":
+        native = {f"lora_unet_{name.replace('.', '_')}": module for name, module in native.items()}
+        tensors = _tensors(native, ("lora_down", "lora_up"), "dora_scale", column=True)
+    else:
+        native = {f"diffusion_model.{name}": module for name, module in native.items()}
+        tensors = _tensors(native, family.factors, "dora_scale", column=True)
+    if layout == "kohya" or alpha_keys:
+        for name, module in native.items():
+            tensors[f"{name}.alpha"] = torch.tensor(float(module.a.shape[0]))
     return tensors
 
 
@@ -117,8 +128,8 @@ def _native(modules: Mapping[str, LoraModule], family: Family, layout: str) -> d
         groups[rule.native.replace("*", number)] = (parts, rule.widths, rule.swap)
     if strangers:
         raise PolyditError(
-            f"--format {layout}: {family.name} has no published name for {len(strangers)} layers "
-            f"({', '.join(strangers[:3])}); leave them out of the targets, or use --format diffusers"
+            f"--layout {layout}: {family.name} has no published name for {len(strangers)} layers "
+            f"({', '.join(strangers[:3])}); leave them out of the targets, or use --layout diffusers"
         )
     native: dict[str, LoraModule] = {}
     for name, (parts, widths, swap) in groups.items():
@@ -129,27 +140,25 @@ def _native(modules: Mapping[str, LoraModule], family: Family, layout: str) -> d
             native[name] = fuse(modules, parts, widths)
         except ValueError as error:
             raise PolyditError(
-                f"--format {layout}: {name} is one layer there, and the LoRA has DoRA magnitudes for a part of it "
-                f"only; use --format diffusers, or train on {', '.join(parts)} together"
+                f"--layout {layout}: {name} is one layer there, and the LoRA has DoRA magnitudes for a part of it "
+                f"only; use --layout diffusers, or train on {', '.join(parts)} together"
             ) from error
     return native
 
 
 def _tensors(
     modules: Mapping[str, LoraModule],
-    name_form: str,
     factors: tuple[str, str],
     magnitude: str,
     column: bool,
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        full = name_form.format(name)
         for factor, value in zip(factors, (module.a, module.b), strict=True):
-            tensors[f"{full}.{factor}.weight"] = value
+            tensors[f"{name}.{factor}.weight"] = value
         if module.magnitude is not None:
             # diffusers takes a vector; elsewhere the shape says that the lengths are those of the rows.
             shape = (-1, *[1] * (module.a.ndim - 1)) if column else (-1,)
             suffix = magnitude if column else f"{magnitude}.weight"
-            tensors[f"{full}.{suffix}"] = cast(Tensor, module.magnitude).reshape(shape)
+            tensors[f"{name}.{suffix}"] = module.magnitude.reshape(shape)
     return tensors

@@ -83,9 +83,19 @@ def split(module: LoraModule, names: Sequence[str], widths: Sequence[int]) -> di
     for index, (name, b, magnitude) in enumerate(zip(names, bs, magnitudes, strict=True)):
         if silent and not b.any():
             continue
-        columns = slice(index * each, (index + 1) * each) if diagonal else slice(None)
-        parts[name] = LoraModule(module.a[columns], b[:, columns], magnitude, module.scale, module.keys)
+        a = module.a
+        if diagonal:
+            columns = slice(index * each, (index + 1) * each)
+            a, b = _without_padding(a[columns], b[:, columns])
+        parts[name] = LoraModule(a, b, magnitude, module.scale, module.keys)
     return parts
+
+
+def _without_padding(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the zeros at the end that :func:`fuse` gave a part of lower rank than the others."""
+    used = a.any(1) | b.any(0)
+    rank = max(1, int(used.nonzero().max()) + 1) if used.any() else a.shape[0]
+    return a[:rank], b[:, :rank]
 
 
 def swap_halves(module: LoraModule) -> LoraModule:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PolyditError
-from .families import family_of
+from .families import family_of, tell_family
 from .formats import from_layout
+from .inspecting import CHANGES, scale_span
 from .lora import (
     adapter_weights,
     add_adapter,
@@ -27,10 +28,6 @@ from .saving import describe_base
 from .targets import adaptable_modules
 
 __all__ = ["LoadReport", "apply_lora", "continue_from", "load_lora"]
-
-
-CHANGES = re.compile(r"\.(diff|diff_b|lora_B\.bias|set_weight|reshape_weight)$")
-"""Keys of changes that are no product of two factors."""
 
 
 @dataclass
@@ -82,22 +79,28 @@ def match_modules(
         raise PolyditError(f"{path}: {error}") from error
     strangers = [name for name in modules if name not in have]
     if strangers:
-        base = entry.get("base", {}).get("class")
-        trained_on = f" (it was trained on {base})" if base else ""
         raise PolyditError(
-            f"{path}: {len(strangers)} of {len(modules)} modules are not in {type(model).__name__}{trained_on}: "
+            f"{path}: {len(strangers)} of {len(modules)} modules are not in {type(model).__name__}{_origin(file)}: "
             f"{', '.join(strangers[:3])}; use the weights it was trained on"
         )
     for name, part in modules.items():
         weight = base_weight(have[name])
         if (part.b.shape[0], *part.a.shape[1:]) != tuple(weight.shape) or part.b.shape[1] != part.a.shape[0]:
             raise PolyditError(
-                f"{path}: {name} is made for a weight of {[part.b.shape[0], *part.a.shape[1:]]}, the model has "
-                f"{list(weight.shape)}; use the weights it was trained on"
+                f"{path}: {name} is made for a weight of {[part.b.shape[0], *part.a.shape[1:]]}{_origin(file)}, the "
+                f"model has {list(weight.shape)}; use the weights it was trained on"
             )
     matched = list(dict.fromkeys(key for part in file.modules.values() for key in part.keys))
     note = "; ".join(_remarks(file, describe_base(model)))
     return modules, LoadReport(matched, file.unexpected, file.missing, scale, note)
+
+
+def _origin(file: LoraFile) -> str:
+    """In brackets, what the file is of, as far as it can be told."""
+    if trained_on := file.entry.get("base", {}).get("class"):
+        return f" (it was trained on {trained_on})"
+    families = " or ".join(family.name for family in tell_family(file))
+    return f" (its names are those of {families})" if families else ""
 
 
 def _remarks(file: LoraFile, mine: dict[str, Any]) -> list[str]:
@@ -105,9 +108,9 @@ def _remarks(file: LoraFile, mine: dict[str, Any]) -> list[str]:
     remarks = []
     if file.layout != "diffusers":
         remarks.append(f"{file.layout} layout")
-    scales = sorted({module.scale for module in file.modules.values()})
-    if scales != [1.0]:
-        span = f"{scales[0]:g}" + (f" to {scales[-1]:g}" if len(scales) > 1 else "")
+    low, high = scale_span(file)
+    if (low, high) != (1.0, 1.0):
+        span = f"{low:g}" + (f" to {high:g}" if low != high else "")
         remarks.append(f"alpha/rank {span} from its {file.alpha}")
     encoder = sum(TEXT_ENCODER.match(key) is not None for key in file.unexpected)
     if encoder:

@@ -8,6 +8,7 @@ translated in ``formats``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -27,11 +28,17 @@ __all__ = ["FLAT", "LoraFile", "LoraModule", "open_lora", "write_lora"]
 
 HEADER = "polydit"
 DIFFUSERS_HEADER = "lora_adapter_metadata"
+STRENGTH_HEADER = re.compile(
+    rf"{HEADER}$|{DIFFUSERS_HEADER}$|format$|ss_network_(module|dim|alpha|args)$|sshs_"
+)
+"""Header entries about scale, names and checksums, which another layout has differently."""
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of what torch.save and pickle write."""
 FLAT = re.compile(r"lora_unet_|lora_transformer_|lycoris_")
 """Beginnings of names that have underscores where their dots were."""
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "transformer.", "diffusion_model.")
 TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(text_encoder|lora_te)")
-OTHER_KINDS = re.compile(r"\.(lokr|hada|oft|boft|ia3)_")
+OTHER_KINDS = re.compile(r"\.(lokr|hada|oft|boft|ia3|lora_mid)[_.]")
 SUFFIX = re.compile(
     r"\.(?:(?P<a>lora_A|lora_down)|(?P<b>lora_B|lora_up)|(?P<m>lora_magnitude_vector|dora_scale)|(?P<alpha>alpha))"
     r"(?:\.default)?(?:\.weight)?$"
@@ -62,7 +69,9 @@ class LoraFile:
         alpha: Where the scale stands: ``none`` (it is 1), ``.alpha tensors``, ``header``, ``adapter_config.json``, or
             ``baked`` (it is 1, says our header).
         entry: Our header entry.
+        header: Header entries of others that stay true when the file is rewritten (trigger words, tags, licence).
         factors: What the factors are called.
+        base_model: Its keys begin with ``base_model.model.``, as peft's own wrapper writes them.
     """
 
     path: Path
@@ -72,7 +81,9 @@ class LoraFile:
     missing: list[str] = field(default_factory=list)
     alpha: str = "none"
     entry: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, str] = field(default_factory=dict)
     factors: frozenset[str] = frozenset()
+    base_model: bool = False
 
 
 def open_lora(path: str | Path) -> LoraFile:
@@ -82,7 +93,7 @@ def open_lora(path: str | Path) -> LoraFile:
     beside an ``adapter_model.safetensors``; without any it is 1, as every loader takes it.
 
     Raises:
-        PolyditError: the file is missing, unreadable, or holds no LoRA.
+        PolyditError: the file is missing, unreadable, of another kind of adapter, not finite, or holds no LoRA.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -92,6 +103,12 @@ def open_lora(path: str | Path) -> LoraFile:
             header = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
+        with open(path, "rb") as file:
+            pickled = file.read(2) in PICKLES
+        if pickled:
+            raise PolyditError(
+                f"{path}: is pickled, which could run code; refused, give a .safetensors LoRA"
+            ) from error
         raise PolyditError(
             f"{path}: cannot be read as safetensors ({error}); give a .safetensors LoRA"
         ) from error
@@ -101,7 +118,11 @@ def open_lora(path: str | Path) -> LoraFile:
     for key, value in sorted(tensors.items()):
         if kind := OTHER_KINDS.search(key):
             raise PolyditError(
-                f"{path}: is a {kind[1]} adapter ({key}); only LoRA is read, retrain or convert it"
+                f"{path}: is a {kind[1]} adapter ({key}); only plain LoRA and DoRA are read, train one of them"
+            )
+        if not torch.isfinite(value.float()).all():
+            raise PolyditError(
+                f"{path}: {key} holds NaN or infinity; export it again from an earlier checkpoint"
             )
         match = SUFFIX.search(key)
         if match is None or TEXT_ENCODER.match(key):
@@ -133,7 +154,9 @@ def open_lora(path: str | Path) -> LoraFile:
         )
     keys = [key for module in modules.values() for key in module.keys]
     factors = frozenset(name for name in ("lora_A", "lora_down") if any(f".{name}" in key for key in keys))
-    return LoraFile(path, _layout(keys), modules, unexpected, missing, alpha, entry, factors)
+    kept = {key: text for key, text in header.items() if not STRENGTH_HEADER.match(key)}
+    wrapped = any(key.startswith("base_model.model.") for key in keys)
+    return LoraFile(path, _layout(keys), modules, unexpected, missing, alpha, entry, kept, factors, wrapped)
 
 
 def write_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
@@ -145,7 +168,7 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
         header: Strings, and under our name anything JSON.
 
     Raises:
-        PolyditError: a tensor holds NaN or infinity.
+        PolyditError: a tensor holds NaN or infinity, or the file cannot be written.
     """
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
@@ -153,17 +176,23 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
             f"{path}: not written, {bad[0]} holds NaN or infinity; export an earlier checkpoint"
         )
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
             {key: value.clone().contiguous() for key, value in tensors.items()},
             temporary,
             metadata={"format": "pt", **texts},
         )
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # the second is all that safetensors says of a full disk
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PolyditError(
+            f"{path}: cannot be written ({reason}); make room or choose another --output"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["NameMap", "Rule", "same_in_blocks"]
+__all__ = ["NameMap", "Rule", "same_in_blocks", "unchanged"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Rule:
     modules: tuple[str, ...]
     widths: tuple[int, ...] = ()
     swap: bool = False
+
+
+def unchanged(*names: str) -> tuple[Rule, ...]:
+    """Rules for layers that are published under the name they have in diffusers."""
+    return tuple(Rule(name, (name,)) for name in names)
 
 
 def same_in_blocks(native: str, module: str, *rules: Rule) -> tuple[Rule, ...]:
@@ -77,16 +82,13 @@ class NameMap:
                 return rule, number, dotted.replace("*", number)
         return None
 
-    def count(self, names: Iterable[str]) -> int:
-        """How many names this map knows, in whatever form."""
-        return sum(
-            any(
-                found is not None
-                for flat in (False, True)
-                for found in (self.from_native(name, flat), self.from_module(name, flat))
-            )
-            for name in names
-        )
+    def knows(self, names: Iterable[str]) -> bool:
+        """Whether each of these is a name of this map, in whatever form."""
+        for name in names:
+            flat = "." not in name
+            if self.from_native(name, flat) is None and self.from_module(name, flat) is None:
+                return False
+        return True
 
 
 def _pattern(name: str, flat: bool) -> re.Pattern[str]:

@@ -97,8 +97,8 @@ def save_lora(
     tokens = "group" if any(hasattr(layer, "per_group") for _, layer in layers) else "all"
     if tokens == "group" and layout != "diffusers":
         raise PolyditError(
-            f"--format {layout}: the adapter acts on one group of tokens, other tools would apply it to all; use "
-            "--format diffusers"
+            f"--layout {layout}: the adapter acts on one group of tokens, other tools would apply it to all; use "
+            "--layout diffusers"
         )
     tensors = lora_state_dict(model, adapter, layout)
     entry = {

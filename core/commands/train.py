@@ -65,6 +65,11 @@ def run_export(task: TaskSpec, words: Sequence[str]) -> int:
         help="pipeline merges a LoRA into its base; default: what was trained",
     )
     parser.add_argument(
+        "--layout",
+        choices=("diffusers", "kohya", "comfyui"),
+        help="of a LoRA file; default: diffusers, which PEFT reads too",
+    )
+    parser.add_argument(
         "--weights",
         choices=("average", "raw"),
         default="average",
@@ -91,6 +96,7 @@ def run_export(task: TaskSpec, words: Sequence[str]) -> int:
         options.ckpt_path,
         options.output,
         options.what,
+        layout=options.layout,
         weights=options.weights,
         dtype=options.dtype,
         overwrite=options.overwrite,

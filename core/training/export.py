@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from ..adapters import bake, save_lora
 from ..errors import PolyditError
@@ -62,6 +63,7 @@ def export(
     output: str | Path,
     what: Literal["pipeline", "lora"] | None = None,
     *,
+    layout: Literal["diffusers", "kohya", "comfyui"] | None = None,
     weights: Literal["average", "raw"] = "average",
     dtype: Literal["float32", "bfloat16"] = "float32",
     overwrite: bool = False,
@@ -73,6 +75,7 @@ def export(
         ckpt_path: Written by ``fit``.
         output: Folder of the pipeline, or the ``.safetensors`` file (or a folder for it) of the LoRA.
         what: ``pipeline`` (an adapter is merged into it) or ``lora``; None chooses by what was trained.
+        layout: Whose names a LoRA file has; None is ``diffusers``.
         weights: The average of the weights, or the weights of the last step.
         dtype: Precision of a pipeline's files.
         overwrite: Replace what is there.
@@ -92,7 +95,15 @@ def export(
         if not has_adapter:
             raise PolyditError(f"{ckpt_path}: was trained without an adapter; export a pipeline instead")
         path = output if output.suffix == ".safetensors" else output / "lora.safetensors"
-        return save_lora(module.backbone, path, metadata={"task": spec.name}, overwrite=overwrite)
+        return save_lora(
+            module.backbone,
+            path,
+            layout=layout or "diffusers",
+            metadata={"task": spec.name},
+            overwrite=overwrite,
+        )
+    if layout is not None:
+        raise PolyditError("--layout: a pipeline has none; leave it out, or ask for --what lora")
     if has_adapter:
         bake(module.backbone)
     pipeline = module.build_pipeline()
@@ -130,10 +141,9 @@ def save_pipeline(pipeline: Any, output: str | Path, *, overwrite: bool = False)
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, output)
-    except OSError as error:
-        raise PolyditError(
-            f"{output}: cannot be written ({error.strerror or error}); make room and export again"
-        ) from error
+    except (OSError, SafetensorError) as error:  # the second is all that safetensors says of a full disk
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PolyditError(f"{output}: cannot be written ({reason}); make room and export again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output

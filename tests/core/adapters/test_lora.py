@@ -420,7 +420,7 @@ def test_unexpected_and_half_pairs_are_reported(tmp_path):
     [
         (None, "no such LoRA file"),
         (b"", "cannot be read as safetensors"),
-        (b"PK\x03\x04pickle", "cannot be read"),
+        (b"PK\x03\x04pickle", "is pickled, which could run code; refused"),
     ],
 )
 def test_broken_files(content, message, tmp_path):
