@@ -27,6 +27,11 @@ __all__ = ["PipelineIndex", "load", "locate", "read_index"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LIBRARIES = ("diffusers", "transformers")
+SHAPES = re.compile(
+    r"because (?P<name>\S+) expected shape (torch\.Size\()?(?P<expected>[^)]*?)\)?, "
+    r"but got (torch\.Size\()?(?P<given>\[[^\]]*\])"
+)
+"""How diffusers says that a weight has another shape than the config gives it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
         raise
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         line = " ".join(str(error).split())
+        if shapes := SHAPES.search(line):
+            raise PolyditError(
+                f"{index.folder}: weight {shapes['name']} is {shapes['given']}, and its config makes it "
+                f"{shapes['expected']}; these are weights of another backbone or version"
+            ) from error
         raise PolyditError(
             f"{index.folder}: cannot be loaded ({line[:300]}); it may be from another version, export it again"
         ) from error

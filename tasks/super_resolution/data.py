@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +47,9 @@ class SuperResolutionData(LightningDataModule):
         cache_megabytes: decoded pictures kept per worker.
         strict: fail on an unreadable picture instead of naming it and going on.
         seed: of all draws.
+
+    Raises:
+        PolyditError: an option is unknown or does not go with another one.
     """
 
     def __init__(
@@ -74,9 +79,19 @@ class SuperResolutionData(LightningDataModule):
             raise PolyditError(
                 f"--data.degradations: {unknown[0]!r} is unknown; choose from {', '.join(PRESETS)}"
             )
-        if any(crop % s for s in scales):
+        for option, table in (("scales", scales), ("degradations", degradations)):
+            if min(table.values(), default=-1) < 0 or sum(table.values()) <= 0:
+                raise PolyditError(
+                    f"--data.{option} {table}: give relative frequencies, none below zero and one above it"
+                )
+        if min(scales) < 1:
             raise PolyditError(
-                f"--data.crop {crop} must divide by every factor in --data.scales {list(scales)}"
+                f"--data.scales {scales}: {min(scales)} is no factor; give whole numbers from 1"
+            )
+        if crop < 1 or crop % math.lcm(*scales):
+            raise PolyditError(
+                f"--data.crop {crop}: does not divide by every factor in --data.scales {list(scales)}; "
+                f"choose a multiple of {math.lcm(*scales)}"
             )
         layouts = ("pictures", "auto", *LAYOUTS)
         if layout not in layouts:
@@ -87,7 +102,18 @@ class SuperResolutionData(LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the pictures or pairs; unreadable or too small ones are named and left out."""
+        """Find the pictures or pairs; unreadable or too small ones are named and left out.
+
+        Raises:
+            PolyditError: a folder is missing, or holds nothing that can be used.
+        """
+        for option in ("path", "low_path", "val_path"):
+            given = getattr(self, option)
+            if given is not None and not given.exists() and not has_magic(str(given)):
+                raise PolyditError(
+                    f"--data.{option} {given}: no such file or folder; give one of pictures"
+                    + (", or make one with `polydit corpus build`" if option == "path" else "")
+                )
         options = {
             "crop": self.crop,
             "scales": self.scales,

@@ -167,7 +167,7 @@ SPOILS = {
     spoil_truncate: r"transformer/diffusion_pytorch_model.safetensors: damaged",
     spoil_pickle: r"diffusion_pytorch_model.bin: pickled weights, which could run code, are refused",
     spoil_other_backbone: r"transformer: lacks \d+ weights of DiT \(blocks.1.*of another backbone",
-    spoil_shape: r"dusk: cannot be loaded \(.*size mismatch|shape.*export it again",
+    spoil_shape: r"dusk: weight \S+ is \[\d[\d, ]*\], and its config makes it \[\d.*\]; .* another backbone",
     spoil_foreign_import: r"transformer would be imported from os, which is neither PolyDiT nor an installed task",
     spoil_unknown_class: r"transformer is a Nothing of polydit.core.backbones.dit, which this version does not have",
     spoil_diffusers_pipeline: r"holds a FluxPipeline, which is no pipeline of an installed task",

@@ -234,8 +234,18 @@ def test_reserved_pictures_are_not_trained_on(tmp_path, make_texture):
 def test_options_are_checked():
     with pytest.raises(PolyditError, match=r"--data.degradations: 'bicubik' is unknown; choose from bicubic"):
         SuperResolutionData(degradations={"bicubik": 1.0})
-    with pytest.raises(PolyditError, match=r"--data.crop 50 must divide by every factor"):
-        SuperResolutionData(crop=50, scales={4: 1.0})
+    with pytest.raises(
+        PolyditError, match=r"--data.crop 50: does not divide by .* \[3, 4\]; .* multiple of 12"
+    ):
+        SuperResolutionData(crop=50, scales={3: 1.0, 4: 1.0})
+    with pytest.raises(PolyditError, match=r"--data.scales \{0: 1.0\}: 0 is no factor"):
+        SuperResolutionData(scales={0: 1.0})
+    for wrong in ({}, {4: 0.0}, {2: 1.0, 4: -0.5}):
+        with pytest.raises(PolyditError, match=r"--data.scales .*: give relative frequencies"):
+            SuperResolutionData(scales=wrong)
+    for option in ("path", "val_path", "low_path"):
+        with pytest.raises(PolyditError, match=rf"--data.{option} gone: no such file or folder; give one"):
+            SuperResolutionData(**{"path": ".", option: "gone"}).setup("fit")
 
 
 def test_sixteen_bit_pictures_are_read_in_their_range(tmp_path):
