@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
+
+from .hooks import adding
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
@@ -65,18 +66,41 @@ class PretrainedTransformer(nn.Module):
     Attributes:
         parameterization_config: What the network's output means, see :meth:`parameterization`.
         video: Whether the family takes (B, C, T, H, W).
+        hidden_output: Which output of a block are the latents' tokens (B, tokens, width); None where it has only one.
+        self_attention: Names, inside a block, of the attention among the latents' tokens.
         text_order: Where text shares the attention of the latents: ``"before"`` or ``"after"`` them in the sequence;
             None where it has an attention of its own.
     """
 
     parameterization_config: dict[str, Any] = FLOW
     video: ClassVar[bool] = False
+    hidden_output: ClassVar[int | None] = None
+    self_attention: ClassVar[tuple[str, ...]] = ("attn1",)
     text_order: ClassVar[Literal["before", "after"] | None] = None
 
     def __init__(self, transformer: ModelMixin) -> None:
         super().__init__()
         self.transformer = transformer
         self.train(transformer.training)
+
+    def __call__(
+        self,
+        *args: Any,
+        block_controlnet_hidden_states: Sequence[Tensor | None] | None = None,
+        **kwargs: Any,
+    ) -> Transformer2DModelOutput:
+        """Run the family's ``forward``.
+
+        Args:
+            args: Of the family's ``forward``.
+            block_controlnet_hidden_states: What is added to the latents' tokens behind each of :attr:`blocks`,
+                (B, tokens, width) or None; what a side branch answers.
+            kwargs: Of the family's ``forward``.
+        """
+        if block_controlnet_hidden_states is None:
+            return super().__call__(*args, **kwargs)
+        with adding(self.transformer, self.blocks, block_controlnet_hidden_states, self.hidden_output):
+            return super().__call__(*args, **kwargs)
 
     # -- what a family answers -----------------------------------------------------------------------------
 
@@ -153,6 +177,10 @@ class PretrainedTransformer(nn.Module):
             sizes = (1, *sizes)
         return tuple(size // patch for size, patch in zip(sizes, self.patch, strict=True))
 
+    def shallow_config(self, depth: int) -> dict[str, Any]:
+        """Configuration of a model whose first ``depth`` blocks have this one's shapes."""
+        return {**self.config, "num_layers": depth}
+
     @property
     def _repeated_blocks(self) -> list[str]:
         return self.transformer._repeated_blocks
@@ -209,16 +237,3 @@ class PretrainedTransformer(nn.Module):
             return None
         scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device=hidden_states.device)
         return scale.expand(hidden_states.shape[0])
-
-
-@contextmanager
-def answering(module: nn.Module, answer: Callable[[Any], Any] | None) -> Iterator[None]:
-    """Let a module answer ``answer(what it would have answered)`` inside the block; nothing with None."""
-    if answer is None:
-        yield
-        return
-    handle = module.register_forward_hook(lambda _module, _inputs, output: answer(output))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -26,6 +26,7 @@ class PretrainedCogVideoX(PretrainedTransformer):
     """
 
     video = True
+    hidden_output = 0
     text_order = "before"
 
     @property
@@ -49,6 +50,12 @@ class PretrainedCogVideoX(PretrainedTransformer):
     def patch(self) -> tuple[int, ...]:
         """Latents per token along time, height, width."""
         return (self.config.patch_size_t or 1, self.config.patch_size, self.config.patch_size)
+
+    @property
+    def columns_per_channel(self) -> int:
+        """1.5 reads its patches through a linear layer, the others through a convolution."""
+        pt, ph, pw = self.patch
+        return 1 if self.config.patch_size_t is None else pt * ph * pw
 
     @property
     def takes_position_ids(self) -> bool:  # type: ignore[override]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ class PretrainedFlux(PretrainedTransformer):
     also reads a guidance scale; ``schnell`` has none, and what is passed is not used.
     """
 
+    hidden_output = 1
+    self_attention = ("attn",)
     text_order = "before"
     takes_position_ids = True
 
@@ -47,6 +51,11 @@ class PretrainedFlux(PretrainedTransformer):
     def blocks(self) -> list[nn.Module]:
         """The double blocks, then the single ones."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    def shallow_config(self, depth: int) -> dict[str, Any]:
+        """Double blocks first, as in the whole model."""
+        double = min(depth, self.config.num_layers)
+        return {**self.config, "num_layers": double, "num_single_layers": depth - double}
 
     @property
     def text_inputs(self) -> TextInputs:

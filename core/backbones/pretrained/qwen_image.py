@@ -6,7 +6,8 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
-from .adapter import PretrainedTransformer, TextInputs, answering
+from .adapter import PretrainedTransformer, TextInputs
+from .hooks import answering
 from .packing import pack, unpack
 
 __all__ = ["PretrainedQwenImage"]
@@ -22,6 +23,8 @@ class PretrainedQwenImage(PretrainedTransformer):
     """
 
     video = True
+    hidden_output = 1
+    self_attention = ("attn",)
     text_order = "before"
     takes_position_ids = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
@@ -18,7 +20,16 @@ class PretrainedSD3(PretrainedTransformer):
     nothing is masked.
     """
 
+    hidden_output = 1
+    self_attention = ("attn", "attn2")
     text_order = "after"
+
+    def shallow_config(self, depth: int) -> dict[str, Any]:
+        """One block more, because the last one of a model is built without the text's part."""
+        if depth == self.config.num_layers:
+            return dict(self.config)
+        dual = [index for index in self.config.dual_attention_layers if index <= depth]
+        return {**self.config, "num_layers": depth + 1, "dual_attention_layers": dual}
 
     @property
     def text_inputs(self) -> TextInputs:

@@ -7,7 +7,8 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from .adapter import PretrainedTransformer, TextInputs, answering
+from .adapter import PretrainedTransformer, TextInputs
+from .hooks import answering
 
 __all__ = ["PretrainedWan"]
 
