@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from polydit.core.cli import main as polydit
+from polydit.core.commands.failures import explain
 from polydit.core.media import (
     BeforeAfter,
     OutputWriter,
@@ -33,6 +36,15 @@ TEXT = (
     "there before light fell through the lens and rounding took the edges away letters are thin strokes on paper"
 )
 WORDS = TEXT.split()
+INTRODUCTION = (
+    f"Each picture was reduced to 1/{SCALE} of its width and enlarged again. Drag the line to compare. "
+    "The model was trained on none of these pictures; the LoRA of the last one on other pages of text."
+)
+FILES = (
+    ("index.html", "open it in a browser: before and after with a slider, and the tables"),
+    ("*_sheet.png", "details beside the originals"),
+    ("results.md", "the tables"),
+)
 
 
 def bicubic(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -57,10 +69,16 @@ def page(seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+def shown(argument: str | Path) -> str:
+    """A path as one would type it here."""
+    near = isinstance(argument, Path) and argument.is_absolute() and argument.is_relative_to(Path.cwd())
+    return os.path.relpath(argument) if near else str(argument)
+
+
 def run(arguments: list[str | Path]) -> None:
     """Run a polydit command as a user would, saying which."""
-    words = [str(a) for a in arguments]
-    print("\n$ polydit " + " ".join(words), flush=True)
+    words = [shown(argument) for argument in arguments]
+    print(f"\n$ polydit {shlex.join(words)}", flush=True)
     code = polydit(words)
     if code:
         sys.exit(code)
@@ -85,8 +103,8 @@ def photographs(output: Path, writer: OutputWriter) -> tuple[ResultsTable, list[
         writer.image(f"low/{name}.png", np.asarray(small), overwrite=True)
     predict(output / "low", output / "photographs")
     table = ResultsTable(
-        ["picture", "bicubic PSNR", "PolyDiT PSNR", "gain dB", "bicubic SSIM", "PolyDiT SSIM"],
-        title=f"x{SCALE}, RGB, 4-pixel border cropped",
+        ["picture", "bicubic dB", "PolyDiT dB", "gain dB", "bicubic SSIM", "PolyDiT SSIM"],
+        title=f"Photographs, x{SCALE}: PSNR and SSIM on RGB, 4-pixel border cropped",
         digits=3,
     )
     sliders = []
@@ -115,7 +133,8 @@ def photographs(output: Path, writer: OutputWriter) -> tuple[ResultsTable, list[
 
 def adapt(output: Path, writer: OutputWriter) -> tuple[ResultsTable, BeforeAfter]:
     """One minute of LoRA on pages of text; measured on pages that it has not seen."""
-    shutil.rmtree(output / "run", ignore_errors=True)
+    training = output / "run" / "super_resolution" / "text"
+    shutil.rmtree(training, ignore_errors=True)  # an earlier demo's
     for seed in range(6):
         writer.image(f"pages/train/page_{seed}.png", np.asarray(page(seed)), overwrite=True)
     held_out = {f"page_{seed}": page(seed) for seed in (101, 102)}
@@ -130,12 +149,12 @@ def adapt(output: Path, writer: OutputWriter) -> tuple[ResultsTable, BeforeAfter
             "--name", "text", "--pictures", "false",
         ]
     )  # fmt: skip
-    lora = next((output / "run").rglob("*.safetensors"))
+    lora = training / "lora.safetensors"
     predict(output / "pages" / "low", output / "pages" / "adapted", "--lora", lora)
     table = ResultsTable(
-        ["held-out page", "bicubic PSNR", "base PSNR", "with LoRA", "gain over base dB"],
-        title="one minute of LoRA on six pages of text",
-        digits=2,
+        ["held-out page", "bicubic dB", "PolyDiT dB", "with LoRA dB", "LoRA gain dB"],
+        title="Pages of text, before and after one minute of LoRA on six others",
+        digits=3,
     )
     for name, truth in held_out.items():
         enlarged = bicubic(Image.open(output / "pages" / "low" / f"{name}.png"), truth.size)
@@ -160,19 +179,38 @@ def adapt(output: Path, writer: OutputWriter) -> tuple[ResultsTable, BeforeAfter
 
 def main(output: Path = Path("demo_output")) -> None:
     """Write everything below ``output``."""
-    start, say = time.monotonic(), Console().print
+    start = time.monotonic()
     writer = OutputWriter(output)
+    print("1 of 2: enlarge three photographs that were reduced to a quarter of their size", flush=True)
     results, sliders = photographs(output, writer)
+    print("\n2 of 2: adapt the model to pages of text, one minute of LoRA", flush=True)
     adaptation, slider = adapt(output, writer)
-    page_html = before_after_page([*sliders, slider], "PolyDiT super-resolution", table=results)
-    writer.text("index.html", page_html, overwrite=True)
-    writer.text("results.md", results.markdown() + "\n" + adaptation.markdown(), overwrite=True)
-    say(results.rich())
-    say(adaptation.rich())
-    sheets = sorted(path.name for path in output.glob("*_sheet.png"))
-    say(f"\nwritten to {output}/ in {time.monotonic() - start:.0f} s:")
-    say(f"  index.html    before and after, with a slider\n  results.md    the tables\n  {', '.join(sheets)}")
+    tables = (results, adaptation)
+    content = before_after_page(
+        [*sliders, slider], "PolyDiT super-resolution", introduction=INTRODUCTION, tables=tables
+    )
+    writer.text("index.html", content, overwrite=True)
+    markdown = "\n".join(f"{table.title}\n\n{table.markdown()}" for table in tables)
+    writer.text("results.md", markdown, overwrite=True)
+    for table in tables:
+        print()
+        Console().print(table.rich())
+    print(f"\nDone in {time.monotonic() - start:.0f} s. Look at")
+    for name, what in FILES:
+        print(f"  {shown(output / name):28} {what}")
+    command = shown(Path(sys.executable).parent / "polydit")
+    print("\nGo on with")
+    print(f"  {command} super-resolution predict --input YOUR_PHOTO.jpg --output results")
+    print("  make serve    the same in the browser")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    try:
+        main(*map(Path, sys.argv[1:2]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        sys.exit(f"polydit: error: {line}")

@@ -51,7 +51,7 @@ def before_after_page(
     title: str,
     *,
     introduction: str = "",
-    table: ResultsTable | None = None,
+    tables: Sequence[ResultsTable] = (),
     embed: bool = False,
 ) -> str:
     """Return a self-contained page with one slider per pair.
@@ -63,7 +63,7 @@ def before_after_page(
         pairs: the pictures.
         title: heading and window title.
         introduction: plain text under the heading.
-        table: results, shown below the sliders.
+        tables: results, shown below the sliders.
         embed: put the pictures into the page (one file to send; a third larger than the pictures) instead of
             referring to them by relative name.
 
@@ -75,8 +75,7 @@ def before_after_page(
         ValueError: a name to refer to is absolute; it would not survive moving the folder.
     """
     parts = [_figure(pair, embed) for pair in pairs]
-    if table is not None:
-        parts.append(f'<div class="table">{table.html()}</div>')
+    parts += [f'<div class="table">{table.html()}</div>' for table in tables]
     return _PAGE.format(
         title=html.escape(title),
         introduction=f"<p>{html.escape(introduction)}</p>" if introduction else "",
@@ -157,7 +156,8 @@ figcaption { display: flex; gap: 1rem; justify-content: space-between; align-ite
 .actual .frame { width: max-content; } .actual .after { width: auto; max-width: none; }
 .actual img { image-rendering: pixelated; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.table { overflow: auto; }
+.table { overflow: auto; margin-top: 1.5rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid #8886; text-align: left; }
 .number { text-align: right; }
 """

@@ -21,7 +21,7 @@ class ResultsTable:
 
     Attributes:
         columns: headings.
-        title: shown above the terminal table.
+        title: shown above the table, except in Markdown.
         digits: decimals of a float.
         rows: filled by `add`.
     """
@@ -60,7 +60,8 @@ class ResultsTable:
             return f"<tr>{inner}</tr>"
 
         body = "\n".join(row([self._text(cell) for cell in cells], "td") for cells in self.rows)
-        return f"<table>\n<thead>{row(list(self.columns), 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        caption = f"<caption>{escape(self.title)}</caption>\n" if self.title else ""
+        return f"<table>\n{caption}<thead>{row(list(self.columns), 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def rich(self) -> Table:
         """Return the table for ``rich.console.Console.print``."""

@@ -70,14 +70,15 @@ def test_absolute_names_are_refused(tmp_path):
             before_after_html(name, "b.png", "t")
 
 
-def test_page_with_several_pairs_and_a_table():
-    table = ResultsTable(["picture", "PSNR"])
+def test_page_with_several_pairs_and_tables():
+    table = ResultsTable(["picture", "PSNR"], title="x2 & x4")
     table.add("cat <1>", 27.123)
     pairs = [BeforeAfter(f"{i}a.png", f"{i}b.png", f"number {i}") for i in range(3)]
-    text = before_after_page(pairs, "All", introduction="Three & a table", table=table)
+    text = before_after_page(pairs, "All", introduction="Three & a table", tables=[table, table])
     page = Page(text)
     assert len(page.named("input")) == 3
-    assert len(page.named("td")) == 2
+    assert len(page.named("td")) == 4
+    assert text.count("<caption>x2 &amp; x4</caption>") == 2
     assert "cat &lt;1&gt;" in text
     assert "Three &amp; a table" in text
 
