@@ -52,11 +52,19 @@ def make_norm(kind: str, hidden_size: int) -> nn.Module:
 class MLP(nn.Module):
     """The token-wise network of a block: GELU (tanh or exact) or SwiGLU, optionally mixing neighbours.
 
-    With ``conv_kernel`` a depthwise convolution over the token grid is added to the hidden map (the Mix-FFN of
-    SegFormer, arXiv 2105.15203); it starts at zero, so it changes nothing at initialisation.
+    With ``conv_kernel`` a convolution over the token grid is added to the hidden map, depthwise (the Mix-FFN of
+    SegFormer, arXiv 2105.15203) or dense; it starts at zero, so it changes nothing at initialisation.
     """
 
-    def __init__(self, hidden_size: int, mlp_ratio: float, kind: str, conv_kernel: int = 0, axes: int = 2) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        mlp_ratio: float,
+        kind: str,
+        conv_kernel: int = 0,
+        conv_dense: bool = False,
+        axes: int = 2,
+    ) -> None:
         super().__init__()
         inner = int(hidden_size * mlp_ratio)
         self.kind = kind
@@ -71,7 +79,10 @@ class MLP(nn.Module):
             raise ValueError(f"mlp is {kind!r}; choose 'gelu_tanh', 'gelu' or 'swiglu'")
         self.fc2 = Projection(inner, hidden_size)
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[axes]
-        self.conv = conv(inner, inner, conv_kernel, padding=conv_kernel // 2, groups=inner) if conv_kernel else None
+        self.conv = None
+        if conv_kernel:
+            groups = 1 if conv_dense else inner
+            self.conv = conv(inner, inner, conv_kernel, padding=conv_kernel // 2, groups=groups)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(B, N, D) -> the activated hidden map (B, N, inner)."""
@@ -81,7 +92,7 @@ class MLP(nn.Module):
         return project_gelu(self.fc1, x, approximate="tanh" if self.kind == "gelu_tanh" else "none")
 
     def mix(self, hidden: Tensor, grids: Sequence[Sequence[int] | None]) -> Tensor:
-        """Add the depthwise convolution on each group's own grid; groups without one (text) pass."""
+        """Add the convolution on each group's own grid; groups without one (text) pass."""
         if self.conv is None:
             return hidden
         sizes = [math.prod(g) if g is not None else 0 for g in grids]
@@ -117,6 +128,7 @@ class DiTBlock(nn.Module):
         modulation: str = "adaln_zero",
         modulation_shift: bool = True,
         conv_kernel: int = 0,
+        conv_dense: bool = False,
         axes: int = 2,
         cross_attention: bool = False,
         window_size: Sequence[int] | None = None,
@@ -130,7 +142,7 @@ class DiTBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads, qk_norm)
         self.cross_attn = CrossAttention(hidden_size, num_heads, qk_norm) if cross_attention else None
         self.norm2 = make_norm(norm, hidden_size)
-        self.mlp = MLP(hidden_size, mlp_ratio, mlp, conv_kernel, axes)
+        self.mlp = MLP(hidden_size, mlp_ratio, mlp, conv_kernel, conv_dense, axes)
         # adaLN-zero: every block has its own map; adaLN-single: one shared map plus this block's table.
         self.modulation = nn.Linear(hidden_size, vectors * hidden_size) if modulation == "adaln_zero" else None
         self.table = nn.Parameter(torch.zeros(vectors, hidden_size)) if modulation == "adaln_single" else None
@@ -242,7 +254,8 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         modulation_shift: False leaves the shifts out of the blocks (LightningDiT's ``wo_shift``).
         learn_sigma: the output has twice the channels, [prediction | variance].
         keep_sigma: False returns the first half of those channels only (SiT, LightningDiT).
-        conv_kernel: size of the depthwise convolution on the MLP's hidden map; 0 is none.
+        conv_kernel: size of the convolution on the MLP's hidden map; 0 is none.
+        conv_dense: it mixes all channels; False is depthwise.
         window_size: attention window in tokens, one number or one per axis; None is global attention.
         gate_init: where the gates of the blocks start. 0, as published, makes every block the identity; a positive
             value lets a small model that is trained from scratch learn from its first step.
@@ -281,6 +294,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         learn_sigma: bool = False,
         keep_sigma: bool = True,
         conv_kernel: int = 0,
+        conv_dense: bool = False,
         window_size: int | list[int] | None = None,
         global_every: int = 0,
         gate_init: float = 0.0,
@@ -330,6 +344,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
                 modulation=modulation,
                 modulation_shift=modulation_shift,
                 conv_kernel=conv_kernel,
+                conv_dense=conv_dense,
                 axes=axes,
                 cross_attention=context_dim is not None,
                 window_size=None if global_every and (i + 1) % global_every == 0 else window,

@@ -67,7 +67,7 @@ BACKBONES = {
     ),
     "windows": (
         DiT,
-        {**TINY, "window_size": 3, "global_every": 2, "conv_kernel": 3, "norm": "none"},
+        {**TINY, "window_size": 3, "global_every": 2, "conv_kernel": 3, "conv_dense": True, "norm": "none"},
         dit_call(),
     ),
     "video": (
