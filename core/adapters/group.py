@@ -41,11 +41,11 @@ class TokenLayout:
 
     Attributes:
         adapters: Adapter of each group in the order of the sequence, or None for the plain weights.
-        sizes: Tokens of each group.
+        sizes: Tokens of each group; None says that the one group there is has all rows, whatever their number.
     """
 
     adapters: tuple[str | None, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] | None
 
 
 _layout: ContextVar[TokenLayout | None] = ContextVar("polydit_token_layout", default=None)
@@ -151,7 +151,8 @@ class GroupLinear(nn.Module):
         acting = [(i, name) for i, name in enumerate(layout.adapters) if self.acts(name)] if layout else []
         if layout is None or not acting:
             return out
-        if self.per_group and x.ndim == 2:  # the condition vector (B, D) of the one group there is
+        vector = self.per_group and x.ndim == 2  # the condition vector (B, D) of the one group there is
+        if layout.sizes is None or vector:
             return out + self.delta(acting[0][1], x).to(out.dtype)
         sizes = (1,) * len(layout.sizes) if self.per_group else layout.sizes
         if x.shape[-2] != sum(sizes):

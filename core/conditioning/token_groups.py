@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..attention.attention import KeyValueHook
 from ..attention.masks import group_mask
 from ..backbones.dit import DiT
 from ..backbones.embedding import sincos_positions
+from ..backbones.pretrained import PretrainedTransformer
 from .key_value_cache import KeyValueCache, Recorder, append_hooks
 from .positions import Position
 
@@ -132,7 +134,7 @@ def label_collisions(dit: DiT, groups: Sequence[TokenGroup]) -> dict[tuple[str, 
 
 
 def forward_groups(
-    dit: DiT,
+    dit: DiT | PretrainedTransformer,
     groups: Sequence[TokenGroup],
     looks: Looks | None = None,
     outputs: Sequence[str] = ("target",),
@@ -142,14 +144,15 @@ def forward_groups(
     pooled_projections: Tensor | None = None,
     residuals: Mapping[str, Sequence[Tensor | None]] | None = None,
     cache: KeyValueCache | None = None,
+    **condition: Any,
 ) -> dict[str, Tensor]:
-    """Run a DiT over several groups of tokens.
+    """Run a transformer over several groups of tokens.
 
     With one group it is ``dit(...)`` bit for bit. Groups that only look at themselves and are not asked for can be
     cached over the sampling steps: pass the same ``cache`` at every step, and they are run once, exactly.
 
     Args:
-        dit: The native DiT.
+        dit: The native DiT, or a :class:`PretrainedTransformer` (see ``pretrained_groups`` for what each can do).
         groups: In the order of the sequence.
         looks: Who may look at whom; None lets all look at all.
         outputs: Names of the groups whose prediction is wanted.
@@ -159,6 +162,7 @@ def forward_groups(
         pooled_projections: As in :class:`DiT`.
         residuals: By group name, what is added to its tokens behind each block (:class:`SideBranch`).
         cache: State of one sampling run.
+        **condition: What else the ``forward`` of a :class:`PretrainedTransformer` takes.
 
     Returns:
         (B, out_channels, *spatial) by name.
@@ -166,6 +170,19 @@ def forward_groups(
     Raises:
         ValueError: groups, table and model do not fit each other.
     """
+    if isinstance(dit, PretrainedTransformer):
+        from .pretrained_groups import forward_pretrained_groups
+
+        named = {
+            "class_labels": class_labels,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "pooled_projections": pooled_projections,
+        }
+        condition |= {name: value for name, value in named.items() if value is not None}
+        return forward_pretrained_groups(dit, groups, looks, outputs, residuals, cache, **condition)
+    if condition:
+        raise TypeError(f"the native DiT takes no {', '.join(condition)}")
     names = [group.name for group in groups]
     _check(dit, groups, outputs, residuals)
     table = allowed_table(names, looks)

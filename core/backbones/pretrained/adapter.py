@@ -68,6 +68,8 @@ class PretrainedTransformer(nn.Module):
         video: Whether the family takes (B, C, T, H, W).
         hidden_output: Which output of a block are the latents' tokens (B, tokens, width); None where it has only one.
         self_attention: Names, inside a block, of the attention among the latents' tokens.
+        group_axis: Whether the group of ``position_ids`` has a part in them.
+        timestep_per_token: Whether ``timestep`` may be (B, tokens).
         text_order: Where text shares the attention of the latents: ``"before"`` or ``"after"`` them in the sequence;
             None where it has an attention of its own.
     """
@@ -76,6 +78,8 @@ class PretrainedTransformer(nn.Module):
     video: ClassVar[bool] = False
     hidden_output: ClassVar[int | None] = None
     self_attention: ClassVar[tuple[str, ...]] = ("attn1",)
+    group_axis: ClassVar[bool] = False
+    timestep_per_token: ClassVar[bool] = False
     text_order: ClassVar[Literal["before", "after"] | None] = None
 
     def __init__(self, transformer: ModelMixin) -> None:

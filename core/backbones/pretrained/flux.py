@@ -34,6 +34,7 @@ class PretrainedFlux(PretrainedTransformer):
     self_attention = ("attn",)
     text_order = "before"
     takes_position_ids = True
+    group_axis = True
 
     @property
     def patch(self) -> tuple[int, ...]:

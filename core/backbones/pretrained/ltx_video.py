@@ -26,6 +26,7 @@ class PretrainedLTXVideo(PretrainedTransformer):
 
     video = True
     takes_position_ids = True
+    timestep_per_token = True
     spatial_factor = 32
     temporal_factor = 8
 

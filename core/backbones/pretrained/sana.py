@@ -18,6 +18,8 @@ class PretrainedSana(PretrainedTransformer):
     guidance scale, times ``guidance_embeds_scale``; the others have none, and what is passed is not used.
     """
 
+    self_attention = ()  # linear: what it sums over tokens is not keys and values
+
     @property
     def text_inputs(self) -> TextInputs:
         """300 tokens of a language model."""

@@ -25,6 +25,7 @@ class PretrainedWan(PretrainedTransformer):
 
     video = True
     takes_position_ids = True
+    timestep_per_token = True
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -289,6 +289,12 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
+@pytest.fixture(params=[name for name in FAMILIES if name != "sana"])
+def softmax_family(request: pytest.FixtureRequest) -> Family:
+    """Every family whose latents attend to each other by softmax."""
+    return FAMILIES[request.param]
+
+
 @pytest.fixture
 def families() -> dict[str, Family]:
     """All families by a short name."""
