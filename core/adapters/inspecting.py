@@ -65,9 +65,10 @@ def _warnings(file: LoraFile, families: list[str]) -> list[str]:
     scaled = scale_span(file) != [1.0, 1.0]
     if scaled and file.alpha in ("header", "adapter_config.json"):
         found.append(f"alpha stands in the {file.alpha} only: ComfyUI and kohya's tools run it at 1")
-    if scaled and file.alpha == ".alpha tensors" and "lora_A" in file.factors and file.layout == "diffusers":
+    beside_a = file.alpha == ".alpha tensors" and "lora_A" in file.factors and file.layout == "diffusers"
+    if scaled and beside_a and families != ["flux"]:
         found.append(
-            ".alpha tensors beside lora_A: diffusers honours them for flux and qwen-image only, else runs at 1"
+            ".alpha tensors beside lora_A: diffusers honours them for flux only, else it runs at 1 or fails"
         )
     if file.alpha == "none":
         found.append("no alpha anywhere: it runs at 1 in every tool, also if it was trained at another scale")

@@ -93,10 +93,19 @@ def test_fit_predict_lora_and_resume(folder, capsys):
     ]
     assert main(["super-resolution", "export", *arguments]) == 0
     expected = polydit.load(merged).transformer.state_dict()
-    model = polydit.load(base / "pipeline").transformer
-    apply_lora(model, lora)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    for layout in ("diffusers", "kohya", "comfyui"):
+        file = folder / f"{layout}.safetensors"
+        words = [*arguments[:2], "--output", str(file), "--layout", layout]
+        assert main(["super-resolution", "export", *words]) == 0
+        model = polydit.load(base / "pipeline").transformer
+        assert str(apply_lora(model, file)).endswith(
+            "scale 1" if layout == "diffusers" else f"{layout} layout"
+        )
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    assert file.with_name("diffusers.safetensors").read_bytes() == lora.read_bytes()
+    assert main(["super-resolution", "export", *arguments, "--layout", "kohya", "--overwrite"]) == 2
+    assert "--layout: a pipeline has none" in capsys.readouterr().err
 
     # and the run goes on where it stopped
     fit("base", "--trainer.max_steps=5", "--ckpt_path=last")
