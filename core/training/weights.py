@@ -15,6 +15,9 @@ from .checkpoints import read_checkpoint
 
 __all__ = ["difference", "is_on_meta", "read_weights"]
 
+PACKAGE = Path(__file__).resolve().parents[2]
+"""Where ``demos/weights`` lies, which shipped configs name; they work from any folder."""
+
 
 def is_on_meta(module: nn.Module) -> bool:
     """Whether a module has shapes but no values."""
@@ -28,6 +31,8 @@ def find_files(source: str) -> list[Path]:
         PolyditError: there is none.
     """
     path = Path(source).expanduser()
+    if not path.exists() and (PACKAGE / source).exists():
+        path = PACKAGE / source
     if not path.exists():
         raise PolyditError(
             f"--model.init_weights {source}: there is no such file or folder; give a saved model"

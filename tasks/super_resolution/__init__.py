@@ -49,7 +49,7 @@ TASK = TaskSpec(
         System(
             name="small",
             title="PolyDiT small, a condition stream in pixel space",
-            arxiv="",
+            arxiv=None,
             config="small.yaml",
             note="CPU default; weights in the package",
         ),

@@ -8,19 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...core.adapters import apply_lora
 from ...core.data.images import image_size, list_images
 from ...core.data.pairs import Pair, match
-from ...core.devices import check_device_name, choose_device, choose_dtype
+from ...core.devices import check_device_name
 from ...core.errors import PolyditError
-from ...core.load import load
 from ...core.media import OutputWriter
-from ...core.task import find_task
+from ...core.open_pipeline import choose_weights, open_pipeline
+from . import TASK
 from .metrics import evaluate
 
 __all__ = ["run"]
-
-TASK = "super-resolution"
 
 
 def run(options: Namespace) -> int:
@@ -41,14 +38,10 @@ def run(options: Namespace) -> int:
     pictures: Sequence[Path] | Sequence[Pair] = files
     if options.low is not None:
         pictures = match(files, list_images(options.low))
-    weights = options.weights or find_task(TASK).weights_folder()
-    device = choose_device(options.device)
-    pipe = load(weights, task=TASK, dtype=choose_dtype(options.dtype, device))
-    if options.lora is not None:
-        if not options.lora.is_file():
-            raise PolyditError(f"--lora {options.lora}: no such file")
-        say(f"{options.lora}: {apply_lora(pipe.transformer, options.lora, options.lora_scale)}")
-    pipe.to(device)
+    settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
+    settings["weights"] = choose_weights(TASK, options.weights)
+    options.cache = "none"  # one step has nothing to reuse, and a figure should be the network's own
+    pipe = open_pipeline(TASK, settings["weights"], options, settings, say)
     with progress_bar(len(pictures)) as progress:
         result = evaluate(
             pipe,
@@ -67,10 +60,8 @@ def run(options: Namespace) -> int:
     print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
     print(f"mean gain over bicubic: {result.mean('gain'):+.2f} dB")  # noqa: T201
     if output is not None:
-        settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
         writer = OutputWriter(output.parent, overwrite=options.overwrite)
-        content = {"settings": {**settings, "weights": weights, "device": str(device)}, **result.record()}
-        say(f"wrote {writer.json(output.name, content)}")
+        say(f"wrote {writer.json(output.name, {'settings': settings, **result.record()})}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready: settings, means, and every picture."""
-        names = [name for name in asdict(self.scores[0]) if name not in ("picture", "width", "height")]
+        names = [f.name for f in fields(Score) if f.name not in ("picture", "width", "height")]
         return {
             "degradation": self.degradation,
             "scale": self.scale,

@@ -323,7 +323,8 @@ class NoiseField:
     """
 
     def __init__(self, generator: torch.Generator | None, channels: int, cell: int = 32) -> None:
-        self.seed = int(torch.randint(2**62, (), generator=generator))
+        device = generator.device if generator is not None else "cpu"
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
         self.channels, self.cell = channels, cell
 
     def crop(self, tile: Tile) -> Tensor:

@@ -112,6 +112,25 @@ def test_fit_predict_lora_and_resume(folder, capsys):
     assert read_checkpoint(base / "checkpoints/last.ckpt")["global_step"] == 5
 
 
+def test_the_shipped_lora_config_finds_the_shipped_weights_from_any_folder(folder, root, capsys):
+    if not (root / "demos/weights/super_resolution/model_index.json").is_file():
+        pytest.skip("no weights in this checkout")
+    words = ["--trainer.max_steps=1", "--data.path=pictures", "--data.batch_size=1", "--data.num_workers=0"]
+    words += ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--name", "mine"]
+    assert main(["super-resolution", "fit", "--config", "small.yaml", "--config", "lora.yaml", *words]) in (
+        0,
+        None,
+    )
+    lora = "runs/super_resolution/mine/lora.safetensors"
+    assert (
+        f"use it: polydit super-resolution predict --input PATH --output DIR --lora {lora}\n"
+        in capsys.readouterr().err
+    )
+    words = ["--input", "pictures/picture_0.png", "--output", "out", "--scale", "2", "--device", "cpu"]
+    assert main(["super-resolution", "predict", *words, "--lora", lora]) == 0
+    assert "keys matched" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
