@@ -15,6 +15,7 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..errors import PolyditError
 from .checkpoint_file import DiskCheckpointIO, flush_folder, read_checkpoint
@@ -97,7 +98,7 @@ class Checkpoints(Checkpoint):
         if self._stop is not None:
             raise KeyboardInterrupt
         self._stop = signal.Signals(number).name
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not rank_zero_only.rank:
             sys.stderr.write("\nstopping after this step (again: at once, without a checkpoint of it)\n")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

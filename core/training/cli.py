@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..adapters import count_trainable
 from ..errors import PolyditError
@@ -119,6 +121,13 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         else:
             say("interrupted before the first checkpoint; nothing is kept")
         raise SystemExit(130) from error
+    except RuntimeError as error:
+        if "find_unused_parameters" in str(error):
+            raise PolyditError(
+                "--trainer.strategy ddp: some weights take no part in the loss; "
+                "use --trainer.strategy ddp_find_unused_parameters_true"
+            ) from error
+        raise
     finally:
         saver.give_signals_back()
     if trainer.fast_dev_run:
@@ -177,11 +186,32 @@ def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
     ):
         options["val_check_interval"] = 1.0  # asked for by epochs: at their end
     try:
-        return Trainer(**options)
-    except (MisconfigurationException, ValueError) as error:
+        trainer = Trainer(**options)
+        check_launcher(trainer)
+        return trainer
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         line = " ".join(str(error).split()).rstrip(".!")
         hint = "; choose --trainer.accelerator auto or cpu" if re.search("accelerator|backend", line) else ""
         raise PolyditError(f"config section trainer: {line}{hint}") from error
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """Compare what torchrun or SLURM started with what the config asks for; Lightning then believes the config.
+
+    Raises:
+        ValueError: they differ.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None and environment.creates_processes_externally:
+        environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    if trainer.world_size > 1:
+        return
+    for launcher in (TorchElasticEnvironment, SLURMEnvironment):
+        if launcher.detect() and (count := launcher().world_size()) > 1:
+            raise ValueError(
+                f"{count} processes were launched and each would train alone; set --trainer.devices to those of a "
+                "node, --trainer.num_nodes, and --trainer.strategy ddp or fsdp2"
+            )
 
 
 def run_folder(spec: TaskSpec, config: Any) -> Path:
@@ -230,6 +260,7 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*callbacks used to create the checkpoint.*",
         ".*`trainer.validate.*",
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -242,6 +273,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def say(line: str) -> None:
-    """One line to the user."""
+    """One line to the user, however many processes there are."""
+    if rank_zero_only.rank:
+        return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from .sharding import gathered, local, placed_like
+
 __all__ = ["EMA", "EmaOptions", "power_exponent"]
 
 
@@ -86,7 +88,9 @@ class EMA(Callback):
         trained = self._trained(pl_module)
         # float32 whatever the weights are: steps of 1e-4 vanish in bfloat16
         self.average = {
-            name: self.average.get(name, value).detach().to(value.device, torch.float32, copy=True)
+            name: placed_like(self.average.get(name, value).detach(), value).to(
+                value.device, torch.float32, copy=True
+            )
             for name, value in trained.items()
         }
 
@@ -101,8 +105,8 @@ class EMA(Callback):
         self.step = step
         trained = self._trained(pl_module)
         torch._foreach_lerp_(
-            [self.average[name] for name in trained],
-            [value.float() for value in trained.values()],
+            [local(self.average[name]) for name in trained],
+            [local(value).float() for value in trained.values()],
             1 - self.options.decay_at(step),
         )
 
@@ -140,9 +144,14 @@ class EMA(Callback):
     ) -> None:
         """Put the average in ``state_dict`` and the raw weights beside it."""
         if self.average:
-            state = checkpoint["state_dict"]
-            checkpoint["current_model_state"] = self._raw or {name: state[name] for name in self.average}
-            checkpoint["state_dict"] = {**state, **self.average}
+            state, keep = checkpoint["state_dict"], trainer.is_global_zero
+            # a process that only helps the first one to gather the weights has an empty state
+            checkpoint["current_model_state"] = (
+                {name: state[name] for name in self.average if name in state}
+                if self._raw is None
+                else gathered(self._raw, keep)
+            )
+            checkpoint["state_dict"] = {**state, **gathered(self.average, keep)}
             checkpoint["averaging_state"] = {"step": self.step}
 
     def on_load_checkpoint(

@@ -24,6 +24,7 @@ from .frozen import Quantization, replace_frozen_linears
 from .guard import FiniteGuard, describe_batch
 from .optim import OptimizerOptions, build_optimizer, learning_rate_factor
 from .resume import collect, restore
+from .sharding import shard_trained, whole
 from .weights import difference, is_on_meta, read_weights
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class DiffusionModule(LightningModule):
         self.quantize, self.offload = quantize, offload
         self.compile_blocks = compile
         self.init_weights = init_weights
+        self.backbone_name = type(backbone).__name__  # before a strategy wraps it
         self.run_record: dict[str, Any] = {}  # task and config of this run, written into its checkpoints
         self.batch_samples = 0
         self.samples_seen = 0  # by all processes since the run began
@@ -176,6 +178,11 @@ class DiffusionModule(LightningModule):
             # a checkpoint may bring others
             self.samples_seen, self.resumed_batch, self._noise_seed = 0, None, None
 
+    def configure_model(self) -> None:
+        """Lightning's hook: spread the weights, if the strategy has made a mesh of the processes."""
+        if self.device_mesh is not None:
+            shard_trained(self, self.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         """Settle what the noise of this run depends on: one number for all processes."""
         if self._noise_seed is None:
@@ -229,7 +236,11 @@ class DiffusionModule(LightningModule):
         )
         if self._logs_this_step():
             shown = {"loss": loss, **terms} if len(terms) > 1 else {"loss": loss}
-            self.log_dict({f"train/{k}": v.detach() for k, v in shown.items()}, batch_size=self.batch_samples)
+            self.log_dict(
+                {f"train/{k}": v.detach() for k, v in shown.items()},
+                batch_size=self.batch_samples,
+                sync_dist=self.trainer.world_size > 1,
+            )
         return loss
 
     def _logs_this_step(self) -> bool:
@@ -277,7 +288,7 @@ class DiffusionModule(LightningModule):
             gradients = [
                 p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def on_validation_model_zero_grad(self) -> None:
@@ -376,7 +387,7 @@ class DiffusionModule(LightningModule):
             **signature(),
             **self.run_record,
             "module": f"{type(self).__module__}.{type(self).__qualname__}",
-            "backbone": type(self.backbone).__name__,
+            "backbone": self.backbone_name,
             "samples_seen": self.samples_seen,
             "batch": self._batch,
             "noise_seed": self._noise_seed,
@@ -389,7 +400,7 @@ class DiffusionModule(LightningModule):
             PolyditError: it is of another task, backbone or shape.
         """
         record = checkpoint.get("polydit", {})
-        for what, mine in (("task", self.run_record.get("task")), ("backbone", type(self.backbone).__name__)):
+        for what, mine in (("task", self.run_record.get("task")), ("backbone", self.backbone_name)):
             theirs = record.get(what)
             if theirs and mine and theirs != mine:
                 raise PolyditError(
@@ -401,7 +412,7 @@ class DiffusionModule(LightningModule):
         if problem:
             theirs, mine = record.get("version", "an earlier version"), signature()["version"]
             raise PolyditError(
-                f"--ckpt_path: the checkpoint {problem} of this {type(self.backbone).__name__}; "
+                f"--ckpt_path: the checkpoint {problem} of this {self.backbone_name}; "
                 "use the config it was trained with"
                 + (f" (it was written by PolyDiT {theirs}, this is {mine})" if theirs != mine else "")
             )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ..media import OutputWriter, comparison_sheet
 from .module import DiffusionModule
+from .sharding import is_sharded
 
 __all__ = ["Pictures"]
 
@@ -43,13 +45,19 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first batch."""
-        if batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
+        if batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking:
             self._batch = batch
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Run the pipeline; the average of the weights is in the module at this point."""
         batch, self._batch = self._batch, None
         if batch is None or not self._enabled or type(pl_module).pictures is DiffusionModule.pictures:
+            return
+        if is_sharded(pl_module):
+            # every process holds a part of the weights, so all must run the same pipeline
+            batch = trainer.strategy.broadcast(move_data_to_device(batch, torch.device("cpu")))
+            batch = move_data_to_device(batch, pl_module.device)
+        elif not trainer.is_global_zero:
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         try:
@@ -64,6 +72,8 @@ class Pictures(Callback):
             sys.stderr.write(
                 "pictures: not enough memory beside the training; there will be none (--pictures false)\n"
             )
+            return
+        if not trainer.is_global_zero:
             return
         writer = OutputWriter(self.folder, overwrite=True)
         for number, panels in enumerate(sheets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -43,7 +44,7 @@ def start_all(folder: Path, words: list[str], count: int = 2) -> list[BaseProces
     ]
 
 
-def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+def finish(processes: list[BaseProcess], seconds: float = 280) -> list[int | None]:
     """Wait, and end what hangs; the exit codes."""
     for process in processes:
         process.join(seconds)
@@ -54,6 +55,9 @@ def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | Non
 
 
 def _fit(folder: str, words: list[str], environment: dict[str, str]) -> None:
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # as in a process of the user's: workers know their parent
     os.chdir(folder)
     os.environ.update({"OMP_NUM_THREADS": "1", **environment})
     rank = environment.get("RANK", "0")
@@ -91,3 +95,42 @@ class KillAt(Callback):
             if self._done == self.batches:
                 os.kill(os.getpid(), signal.SIGKILL)
             self._done += 1
+
+
+class WriteLosses(Callback):
+    """Writes the logged loss of each optimiser step into ``losses.json`` of the run."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if trainer.is_global_zero:
+            folder = Path(trainer.checkpoint_callback.folder).parent
+            (folder / "losses.json").write_text(json.dumps(self.losses))
+
+
+class ExpectSharded(Callback):
+    """Fails unless each process holds half of the weights."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        weight = pl_module.backbone.blocks[0].mlp.fc1.weight
+        assert weight.to_local().numel() * 2 == weight.numel()
+
+
+class ShowForward(Callback):
+    """Gives the toy task pictures: what its backbone answers to noise."""
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        import torch
+
+        def pictures(pipeline, batch, generator):
+            noise = torch.randn(1, 1, 4, 4, generator=generator)
+            answer = pipeline.transformer(noise, torch.tensor([500.0])).sample + batch["target"][:1]
+            grey = ((answer[0].repeat(3, 8, 8) + 2) * 60).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            return [{"answer": grey}]
+
+        type(pl_module).pictures = lambda self, *args: pictures(*args)
