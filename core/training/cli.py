@@ -85,13 +85,7 @@ def with_default_config(spec: TaskSpec, argv: list[str]) -> list[str]:
 def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, argv: list[str]) -> None:
     """Train, look at the held-out set, export beside the checkpoint and say how to use it."""
     config, module = cli.config_init, cli.model
-    limits = config["trainer"]
-    if limits["max_epochs"] == limits["max_steps"] == -1 and not (
-        limits["max_time"] or limits["fast_dev_run"]
-    ):
-        raise PolyditError(
-            "config section trainer: the run has no end; set max_steps, max_time or max_epochs"
-        )
+    refuse_endless(config["trainer"])
     module.prepare()  # its complaints come before a folder exists
     options = config["checkpoint"]
     ema = EMA(module.ema_options) if module.ema_options is not None else None
@@ -136,6 +130,20 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         validate_end(trainer, cli, ema)
     if config["export"] and trainer.is_global_zero:
         export_end(spec, module, saver.last, folder)
+
+
+def refuse_endless(limits: Any) -> None:
+    """Refuse a run without an end.
+
+    Raises:
+        PolyditError: the trainer's options set none.
+    """
+    if limits["max_epochs"] == limits["max_steps"] == -1 and not (
+        limits["max_time"] or limits["fast_dev_run"]
+    ):
+        raise PolyditError(
+            "config section trainer: the run has no end; set max_steps, max_time or max_epochs"
+        )
 
 
 def validate_end(trainer: Trainer, cli: TaskCLI, ema: EMA | None) -> None:
@@ -258,6 +266,7 @@ def quiet() -> None:
         ".*The number of training batches.*",
         ".*resuming from a checkpoint that ended before the epoch ended.*",
         ".*LeafSpec.*",
+        r".*module\(s\) in eval mode at the start of training.*",  # an autoencoder is meant to be
         ".*callbacks used to create the checkpoint.*",
         ".*`trainer.validate.*",
         ".*Grad strides do not match bucket view strides.*",

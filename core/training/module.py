@@ -132,13 +132,8 @@ class DiffusionModule(LightningModule):
             return
         self._prepared = True
         if self.adapter_options is not None:
-            loaded = self.init_weights or getattr(
-                getattr(self.backbone, "config", None), "_name_or_path", None
-            )
-            if not loaded and not is_on_meta(self.backbone):
-                raise PolyditError(
-                    "--model.adapter: an adapter needs trained weights under it; name them with --model.init_weights"
-                )
+            if not is_on_meta(self.backbone):
+                self.refuse_untrained_base()
             self.backbone.requires_grad_(False)
             inject(self.backbone, self.adapter_options)
             if self.adapter_options.init_from and not is_on_meta(self.backbone):
@@ -158,6 +153,18 @@ class DiffusionModule(LightningModule):
                 self.backbone.compile_repeated_blocks()  # type: ignore[operator]
             else:
                 self.backbone.compile()
+
+    def refuse_untrained_base(self) -> None:
+        """Refuse an adapter on weights that are random.
+
+        Raises:
+            PolyditError: nothing says where the backbone's weights come from.
+        """
+        loaded = getattr(getattr(self.backbone, "config", None), "_name_or_path", None)
+        if self.adapter_options is not None and not (self.init_weights or loaded):
+            raise PolyditError(
+                "--model.adapter: an adapter needs trained weights under it; name them with --model.init_weights"
+            )
 
     def _shrink_frozen(self) -> None:
         option = f"--model.quantize {self.quantize}" if self.quantize else "--model.offload"
