@@ -67,14 +67,29 @@ class SuperResolution(DiffusionModule):
             )
         self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
 
-    def setup(self, stage: str) -> None:
-        """Refuse to start with another space or other factors than the backbone is made for."""
-        channels = getattr(self.backbone, "prediction_channels", self.space.channels)
-        if channels != self.space.channels:
+    def prepare(self) -> None:
+        """Refuse another space than the backbone is made for, then what every module prepares.
+
+        Raises:
+            PolyditError: the autoencoder is missing, or one of other latents.
+        """
+        space = self.space
+        channels = getattr(self.backbone, "prediction_channels", space.channels)
+        if channels != space.channels:
             raise PolyditError(
                 f"--model.autoencoder: the backbone predicts {channels} channels and the data has "
-                f"{self.space.channels}; give the autoencoder that these latents are of"
+                f"{space.channels}; give the autoencoder that these latents are of"
             )
+        if self.formulation.low_condition and self.formulation.scales != (space.spatial_factor,):
+            raise PolyditError(
+                "--model.autoencoder: with low_condition the latents have the size of the low-resolution picture, but "
+                f"the autoencoder shrinks by {space.spatial_factor} and --model.scales is "
+                f"{list(self.formulation.scales)}; give one that shrinks by the one factor"
+            )
+        super().prepare()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to start with other factors than the model is made for."""
         data = getattr(self._trainer, "datamodule", None)
         strangers = sorted(set(getattr(data, "scales", ())) - set(self.formulation.scales))
         if strangers:

@@ -59,7 +59,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]  # noqa: RUF012 - as diffusers declares it
+    _optional_components = ["vae"]
 
     def __init__(
         self,

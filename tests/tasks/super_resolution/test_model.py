@@ -189,6 +189,14 @@ def test_ldm_sr_trains_on_the_low_picture(vq):
     batch["low"] = F.interpolate(batch["high"], scale_factor=0.25, mode="bicubic", antialias=True)
     assert model.condition(batch)["condition"].equal(batch["low"])
     assert torch.isfinite(model.losses(batch)[0]["objective"])
+    model.prepare()
+    for wrong in ({"autoencoder": None}, {"scales": [2]}):
+        options = {"autoencoder": model.autoencoder, "scales": [4], **wrong}
+        other = SuperResolution(backbone, conditioning="channels", low_condition=True, **options)
+        with pytest.raises(
+            PolyditError, match=r"--model.autoencoder: with low_condition .* shrinks by [14] and"
+        ):
+            other.prepare()
 
 
 def test_factors_of_the_data_that_the_model_does_not_know_are_refused():
