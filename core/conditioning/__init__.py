@@ -5,14 +5,16 @@ from __future__ import annotations
 from .channels import widen_input
 from .key_value_cache import KeyValueCache
 from .positions import Position
+from .pretrained_branch import PretrainedSideBranch
 from .side_branch import SideBranch
-from .stream import StreamDiT
+from .stream import StreamDiT, stream_on
 from .token_group_dit import TokenGroupDiT
 from .token_groups import TokenGroup, forward_groups, label_collisions, only_itself, separate
 
 __all__ = [
     "KeyValueCache",
     "Position",
+    "PretrainedSideBranch",
     "SideBranch",
     "StreamDiT",
     "TokenGroup",
@@ -21,5 +23,6 @@ __all__ = [
     "label_collisions",
     "only_itself",
     "separate",
+    "stream_on",
     "widen_input",
 ]

@@ -54,8 +54,8 @@ class AttentionExchange:
         self._attentions = self_attentions(model)
         if not self._attentions:
             raise ValueError(
-                f"{type(model.transformer).__name__} has linear attention, without keys and values to show to another "
-                "group; place the groups beside each other and let all look at all"
+                f"{type(model.transformer).__name__} has no attention whose keys and values another group could see; "
+                "place the groups beside each other and let all look at all"
             )
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
 

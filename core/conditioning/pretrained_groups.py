@@ -7,6 +7,7 @@ at each other are one sequence: their latents are laid one behind the other, as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -127,8 +128,7 @@ def _run(
     residuals: Sequence[Tensor | None] | None,
     condition: Mapping[str, Any],
 ) -> Tensor:
-    picture = group.picture
-    assert picture is not None
+    picture = _picture(group)
     ids = group.position_ids
     if ids is None and (group.position.moves or group.position.group):
         ids = group.position.ids(model.grid_of(picture))
@@ -138,7 +138,6 @@ def _run(
             "places, or put it beside the target and let all groups look at all"
         )
     given = {} if ids is None else {"position_ids": ids}
-    timestep = torch.as_tensor(group.timestep, device=picture.device).expand(picture.shape[0])
 
     @contextmanager
     def context() -> Iterator[None]:
@@ -147,7 +146,9 @@ def _run(
             yield
 
     with surviving_checkpoints(model.transformer, context), _typed(model, group):
-        return model(picture, timestep, block_controlnet_hidden_states=residuals, **given, **condition).sample
+        return model(
+            picture, _timestep(group), block_controlnet_hidden_states=residuals, **given, **condition
+        ).sample
 
 
 @contextmanager
@@ -181,29 +182,26 @@ def _together(
                 f"group {group.name!r}: in one sequence with others it has no adapter or type embedding of its own; "
                 "let conditions look only at themselves (only_itself)"
             )
-    pictures = [group.picture for group in groups]
+    pictures = [_picture(group) for group in groups]
     axis, given = _layout(model, groups)
-    sizes = [picture.shape[axis] for picture in pictures]  # type: ignore[union-attr]
-    times = [
-        torch.as_tensor(group.timestep, device=pictures[0].device).expand(pictures[0].shape[0])  # type: ignore[union-attr]
-        for group in groups
-    ]
+    sizes = [picture.shape[axis] for picture in pictures]
+    times = [_timestep(group) for group in groups]
     timestep = times[0]
     if any(not torch.equal(timestep, other) for other in times):
         if not model.timestep_per_token:
             raise ValueError(
-                f"{_name(model)} has one timestep for all tokens of a sequence: give groups that look at each other the "
+                f"{_name(model)} has one timestep for all tokens of a sequence: give groups that see each other the "
                 "same, or let conditions look only at themselves (only_itself)"
             )
         per_token = [t[:, None].expand(-1, _tokens(model, g)) for t, g in zip(times, groups, strict=True)]
         timestep = torch.cat(per_token, dim=1)  # (B, tokens)
-    sample = model(torch.cat(pictures, dim=axis), timestep, **given, **condition).sample  # type: ignore[arg-type]
+    sample = model(torch.cat(pictures, dim=axis), timestep, **given, **condition).sample
     return {group.name: part for group, part in zip(groups, sample.split(sizes, dim=axis), strict=True)}
 
 
 def _layout(model: PretrainedTransformer, groups: Sequence[TokenGroup]) -> tuple[int, dict[str, Tensor]]:
     """Axis of the latents along which groups are laid, and the position ids, where the family has them."""
-    grids = [model.grid_of(group.picture) for group in groups]  # type: ignore[arg-type]
+    grids = [model.grid_of(_picture(group)) for group in groups]
     if model.takes_position_ids:
         axis = 2
         ids = [
@@ -219,7 +217,7 @@ def _layout(model: PretrainedTransformer, groups: Sequence[TokenGroup]) -> tuple
                 "(Position.beside), or let conditions look only at themselves (only_itself)"
             )
         axis, given = axes[0], {}
-    shapes = [list(group.picture.shape) for group in groups]  # type: ignore[union-attr]
+    shapes = [list(_picture(group).shape) for group in groups]
     rest = [[size for i, size in enumerate(shape) if i != axis % len(shape)] for shape in shapes]
     if any(other != rest[0] for other in rest) or (model.video and len(shapes[0]) == 4):
         named = "frames" if model.video else "height" if axis in (2, -2) else "width"
@@ -268,10 +266,18 @@ def _needed(table: Tensor, wanted: Sequence[bool]) -> list[bool]:
 
 
 def _tokens(model: PretrainedTransformer, group: TokenGroup) -> int:
-    count = 1
-    for size in model.grid_of(group.picture):  # type: ignore[arg-type]
-        count *= size
-    return count
+    return math.prod(model.grid_of(_picture(group)))
+
+
+def _picture(group: TokenGroup) -> Tensor:
+    assert group.picture is not None  # _check has seen to it
+    return group.picture
+
+
+def _timestep(group: TokenGroup) -> Tensor:
+    """One time for each sample, (B,)."""
+    picture = _picture(group)
+    return torch.as_tensor(group.timestep, device=picture.device).expand(picture.shape[0])
 
 
 def _name(model: PretrainedTransformer) -> str:

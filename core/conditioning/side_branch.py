@@ -7,7 +7,8 @@ ControlNet (arXiv 2302.05543) on a transformer, as VACE (arXiv 2503.07598) and t
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ..backbones.dit import DiT
+from ..backbones.pretrained import PretrainedTransformer
 from ..backbones.variant import extends
 from .channels import widen_input
+
+if TYPE_CHECKING:
+    from .pretrained_branch import PretrainedSideBranch
 
 __all__ = ["SideBranch"]
 
@@ -40,17 +45,7 @@ class SideBranch(DiT):
     @register_to_config
     def __init__(self, base_depth: int = 12, base_layers: list[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        depth = len(self.blocks)
-        if depth > base_depth:
-            raise ValueError(
-                f"a branch of {depth} blocks on a base of {base_depth}: it can have at most as many"
-            )
-        if base_layers is not None and (
-            len(set(base_layers)) != depth or not all(0 <= i < base_depth for i in base_layers)
-        ):
-            raise ValueError(
-                f"base_layers {base_layers}: name {depth} different blocks of 0..{base_depth - 1}"
-            )
+        check_layers(len(self.blocks), base_depth, base_layers)
         del self.final_layer  # it predicts nothing, and unused weights trouble distributed training
         self.outputs = nn.ModuleList(
             nn.Linear(self.config.hidden_size, self.config.hidden_size) for _ in self.blocks
@@ -61,9 +56,20 @@ class SideBranch(DiT):
 
     @classmethod
     def from_base(
-        cls, base: DiT, depth: int, condition_channels: int, base_layers: list[int] | None = None
-    ) -> SideBranch:
-        """Copy the embeddings and the first ``depth`` blocks of a base; columns of the condition start at zero."""
+        cls,
+        base: DiT | PretrainedTransformer,
+        depth: int,
+        condition_channels: int,
+        base_layers: list[int] | None = None,
+    ) -> SideBranch | PretrainedSideBranch:
+        """Copy the embeddings and the first ``depth`` blocks of a base; columns of the condition start at zero.
+
+        The branch of a diffusers transformer is a :class:`PretrainedSideBranch`.
+        """
+        if isinstance(base, PretrainedTransformer):
+            from .pretrained_branch import PretrainedSideBranch
+
+            return PretrainedSideBranch.from_base(base, depth, condition_channels, base_layers)
         known = inspect.signature(DiT.__init__).parameters
         config = {**{k: v for k, v in base.config.items() if k in known}, "depth": depth}
         branch = cls(base_depth=len(base.blocks), base_layers=base_layers, **config)
@@ -109,7 +115,7 @@ class SideBranch(DiT):
         )
         context = self.context_embed(encoder_hidden_states) if encoder_hidden_states is not None else None
         rope = self.rotary(self.position_ids(grid, x.device)) if self.rotary is not None else None
-        keep = None if mask is None else scale * (1 - self.touched(mask).to(x.dtype))
+        keep = None if mask is None else scale * (1 - touched(mask, self.patch_size).to(x.dtype))
         own = []
         for block, output in zip(self.blocks, self.outputs, strict=True):
             x = self.run_block(
@@ -119,15 +125,29 @@ class SideBranch(DiT):
                 x,
             )
             own.append(output(x) * (scale if keep is None else keep))
-        depth = self.config.base_depth
-        if self.config.base_layers is not None:
-            behind = dict(zip(self.config.base_layers, own, strict=True))
-            return [behind.get(i) for i in range(depth)]
-        interval = -(-depth // len(own))
-        return [own[i // interval] for i in range(depth)]
+        return spread(own, self.config.base_depth, self.config.base_layers)
 
-    def touched(self, mask: Tensor) -> Tensor:
-        """(B, 1, *spatial) -> (B, N, 1), 1 for tokens with any masked place."""
-        pool = F.max_pool2d if len(self.patch_size) == 2 else F.max_pool3d
-        tokens = pool((mask > 0).float(), self.patch_size)
-        return torch.flatten(tokens, 2).transpose(1, 2)
+
+def check_layers(depth: int, base_depth: int, base_layers: Sequence[int] | None) -> None:
+    """Refuse a branch that does not fit its base."""
+    if depth > base_depth:
+        raise ValueError(f"a branch of {depth} blocks on a base of {base_depth}: it can have at most as many")
+    if base_layers is not None and (
+        len(set(base_layers)) != depth or not all(0 <= i < base_depth for i in base_layers)
+    ):
+        raise ValueError(f"base_layers {base_layers}: name {depth} different blocks of 0..{base_depth - 1}")
+
+
+def spread(own: Sequence[Tensor], base_depth: int, base_layers: Sequence[int] | None) -> list[Tensor | None]:
+    """The branch's outputs by block of the base, see :class:`SideBranch`."""
+    if base_layers is not None:
+        behind = dict(zip(base_layers, own, strict=True))
+        return [behind.get(i) for i in range(base_depth)]
+    interval = -(-base_depth // len(own))
+    return [own[i // interval] for i in range(base_depth)]
+
+
+def touched(mask: Tensor, patch: Sequence[int]) -> Tensor:
+    """(B, 1, *spatial) -> (B, N, 1), 1 for tokens with any masked place."""
+    pool = F.max_pool2d if len(patch) == 2 else F.max_pool3d
+    return torch.flatten(pool((mask > 0).float(), tuple(patch)), 2).transpose(1, 2)

@@ -7,7 +7,7 @@ output gets its input added, and a depthwise convolution carries its MLP's hidde
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -20,8 +20,45 @@ from ..backbones.dit import DiT, DiTBlock, convolve_tokens, modulate
 from ..backbones.embedding import PatchEmbed
 from ..backbones.parallel import register_block
 from ..backbones.variant import extends
+from ..errors import PolyditError
 
-__all__ = ["StreamAttention", "StreamBlock", "StreamDiT"]
+if TYPE_CHECKING:
+    from ..backbones.pretrained import PretrainedTransformer
+
+__all__ = ["StreamAttention", "StreamBlock", "StreamDiT", "stream_on"]
+
+
+def stream_on(
+    base: PretrainedTransformer, compat: str = "intended", injection_factor: float = 1.0
+) -> PretrainedTransformer:
+    """Give a pretrained transformer a condition stream; its own weights are frozen and shared with the answer's.
+
+    The blocks of a family have to be written anew for a stream: Stable Diffusion 3 has them (DiT4SR, whose start is no
+    no-op, see ``DiT4SR.from_sd3``).
+
+    Args:
+        base: A ``PretrainedSD3``.
+        compat: ``"intended"``, or ``"published"`` for the key handling of the first released weights.
+        injection_factor: Strength of the injection of the condition's hidden map.
+
+    Returns:
+        What is called with ``condition=`` latents beside the noisy ones.
+
+    Raises:
+        PolyditError: another family.
+    """
+    from ..backbones.pretrained.dit4sr import PretrainedDiT4SR
+    from ..backbones.pretrained.sd3 import PretrainedSD3
+
+    if type(base) is not PretrainedSD3:
+        raise PolyditError(
+            f"{type(base.transformer).__name__}: only Stable Diffusion 3 has blocks with a condition stream; "
+            "use a SideBranch, token groups or further channels"
+        )
+    from ..backbones.dit4sr_sd3 import DiT4SR
+
+    model = DiT4SR.from_sd3(base.transformer, compat=compat, control_conv_factor=injection_factor)
+    return PretrainedDiT4SR(model)
 
 
 class StreamAttention(Attention):

@@ -8,6 +8,13 @@ The diffusers module itself stays reachable and untouched as ``.transformer``; t
 from __future__ import annotations
 
 from .adapter import PretrainedTransformer, TextInputs
-from .loading import FAMILIES, adapt_transformer, load_transformer
+from .loading import FAMILIES, adapt_transformer, load_transformer, model_class
 
-__all__ = ["FAMILIES", "PretrainedTransformer", "TextInputs", "adapt_transformer", "load_transformer"]
+__all__ = [
+    "FAMILIES",
+    "PretrainedTransformer",
+    "TextInputs",
+    "adapt_transformer",
+    "load_transformer",
+    "model_class",
+]

@@ -16,12 +16,13 @@ from .adapter import PretrainedTransformer
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
-__all__ = ["FAMILIES", "adapt_transformer", "load_transformer"]
+__all__ = ["FAMILIES", "adapt_transformer", "load_transformer", "model_class"]
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "DiTTransformer2DModel": (".dit", "PretrainedDiT"),
     "PixArtTransformer2DModel": (".pixart", "PretrainedPixArt"),
     "SD3Transformer2DModel": (".sd3", "PretrainedSD3"),
+    "DiT4SR": (".dit4sr", "PretrainedDiT4SR"),
     "FluxTransformer2DModel": (".flux", "PretrainedFlux"),
     "SanaTransformer2DModel": (".sana", "PretrainedSana"),
     "LTXVideoTransformer3DModel": (".ltx_video", "PretrainedLTXVideo"),
@@ -29,7 +30,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "CogVideoXTransformer3DModel": (".cogvideox", "PretrainedCogVideoX"),
     "QwenImageTransformer2DModel": (".qwen_image", "PretrainedQwenImage"),
 }
-"""diffusers class -> module of this package, class of the adapter in it."""
+"""Class, diffusers' unless it is ours -> module of this package, class of the adapter in it."""
 
 
 class _Config(ConfigMixin):
@@ -60,14 +61,14 @@ def load_transformer(
         config = _Config.load_config(source, **where)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise PolyditError(f"{place}: no transformer in diffusers format ({_first_line(error)})") from error
-    model_class = _model_class(str(config.get("_class_name")), place)
+    chosen = model_class(str(config.get("_class_name")), place)
     if torch.get_default_device().type == "meta":
-        transformer = model_class.from_config(config)
+        transformer = chosen.from_config(config)
         torch.nn.Module.to(transformer, torch_dtype or torch.float32)  # diffusers' own warns, about nothing
         transformer.register_to_config(_name_or_path=place)
         return adapt_transformer(transformer.eval())
     try:
-        transformer, info = model_class.from_pretrained(
+        transformer, info = chosen.from_pretrained(
             source, torch_dtype=torch_dtype, output_loading_info=True, **where
         )
     except Exception as error:  # of diffusers, safetensors and torch: each has its own for a broken file
@@ -96,8 +97,17 @@ def _family(name: str, place: str) -> tuple[str, str]:
     return FAMILIES[name]
 
 
-def _model_class(name: str, place: str) -> Any:
+def model_class(name: str, place: str = "transformer") -> Any:
+    """The diffusers class of that name, if its family is known.
+
+    Raises:
+        PolyditError: it is not.
+    """
     _family(name, place)
+    if name == "DiT4SR":
+        from ..dit4sr_sd3 import DiT4SR
+
+        return DiT4SR
     import diffusers
 
     return getattr(diffusers, name)

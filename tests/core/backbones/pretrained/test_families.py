@@ -28,7 +28,7 @@ def test_a_saved_checkpoint_answers_as_diffusers_does(checkpoint, tmp_path):
 
 
 def test_every_family_of_the_table_is_tested(families):
-    assert {family.model for family in families.values()} == set(FAMILIES)
+    assert {family.model for family in families.values()} == set(FAMILIES) - {"DiT4SR"}  # test_stream.py
 
 
 def test_text_is_read_where_it_is_said_to_be(checkpoint):
@@ -57,10 +57,9 @@ def test_text_is_read_where_it_is_said_to_be(checkpoint):
             adapter(x, t, **short)
 
 
+@pytest.mark.parametrize("family", ["ltx", "wan", "cogvideox", "qwen"], indirect=True)
 def test_video_families_take_a_picture_as_one_frame(family):
     adapter = adapt_transformer(family.build())
-    if not adapter.video:
-        pytest.skip("for pictures")
     x, t, condition = family.inputs()
     picture = x[:, :, 0] if x.ndim == 5 else x
     with torch.no_grad():
@@ -129,10 +128,13 @@ def test_blocks_are_those_that_run(family):
     assert {type(block).__name__ for block in adapter.blocks} <= set(names)
 
 
+ROTARY = ["flux", "flux-fill", "ltx", "ltx with patches", "wan", "wan image to video", "cogvideox", "cogvideox wide",
+          "cogvideox-1.5", "qwen", "qwen-image-edit", "qwen-image-layered"]  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoint", ROTARY, indirect=True)
 def test_position_ids_of_the_own_grid_change_nothing(checkpoint):
     adapter = adapt_transformer(checkpoint.build())
-    if not adapter.takes_position_ids:
-        pytest.skip("positions are a table")
     x, t, condition = checkpoint.inputs()
     ids = Position().ids(adapter.grid_of(x))
     if checkpoint.config.get("use_layer3d_rope"):
