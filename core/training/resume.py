@@ -86,9 +86,9 @@ def align_progress(trainer: Trainer) -> None:
     Lightning accumulates gradients and ends epochs by that count.
     """
     module, loader = trainer.lightning_module, trainer.train_dataloader
-    sampler = getattr(loader, "sampler", None)
+    sampler: Any = getattr(loader, "sampler", None)
     before = getattr(module, "resumed_batch", None)
-    if not isinstance(sampler, ResumableSampler) or before in (None, sampler.batch_size * trainer.world_size):
+    if not hasattr(sampler, "place") or before in (None, sampler.batch_size * trainer.world_size):
         return
     batches = sampler.place()[1] // sampler.batch_size
     batches -= batches % trainer.accumulate_grad_batches
@@ -111,6 +111,8 @@ class ResumableSampler(DistributedSampler):
         shuffle: False keeps the order of the data set.
         seed: Of the order.
         drop_last: Whether the loader drops an incomplete last batch.
+        numbered: Let the numbers of samples go on counting after an epoch, as ``epoch * len(data) + i``, for a data
+            set that draws at random by them and takes them modulo its length.
     """
 
     def __init__(
@@ -121,11 +123,13 @@ class ResumableSampler(DistributedSampler):
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = True,
+        numbered: bool = False,
     ) -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         super().__init__(data, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed, drop_last=False)
         self.trainer = trainer
         self.batch_size = batch_size
+        self.numbered = numbered
         batches = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
         limit = 1.0 if trainer is None else trainer.limit_train_batches
         self.batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -142,7 +146,8 @@ class ResumableSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         """The samples of this process that are left in this epoch."""
         self.epoch, used = self.place()
-        return iter(list(super().__iter__())[used:])
+        first = self.epoch * len(self.dataset) if self.numbered else 0  # type: ignore[arg-type]
+        return (first + number for number in list(super().__iter__())[used:])
 
 
 def resumable_loader(
@@ -153,6 +158,7 @@ def resumable_loader(
     shuffle: bool = True,
     seed: int = 0,
     drop_last: bool = True,
+    numbered: bool = False,
     **options: Any,
 ) -> DataLoader[Any]:
     """A training loader that goes on where a run stopped; for ``train_dataloader`` of a data module.
@@ -165,9 +171,10 @@ def resumable_loader(
         shuffle: Another order in each epoch.
         seed: Of the order.
         drop_last: Drop an incomplete last batch.
+        numbered: See `ResumableSampler`.
         options: Further ones of :class:`torch.utils.data.DataLoader`.
     """
-    sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last)
+    sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last, numbered)
     # Its own generator: a loader without one draws from the global state whenever an epoch begins.
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last, generator=generator, **options)

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from polydit.core.errors import PolyditError
 from polydit.core.training.checkpoint_file import FORMAT
 from polydit.core.training.checkpoints import read_checkpoint
 from polydit.core.training.cli import run
+from polydit.core.training.resume import ResumableSampler
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stress"))
 
@@ -163,3 +165,18 @@ def test_runs_of_the_same_second_have_folders_of_their_own(folder, monkeypatch):
         run(TOY, "fit", ["--config", "toy.yaml", "--export", "false", "--trainer.max_steps", "1"])
     names = sorted(path.name for path in (folder / "runs" / "toy").iterdir())
     assert names == ["2000-01-01_00-00-00", "2000-01-01_00-00-00.2", "2000-01-01_00-00-00.3"]
+
+
+def test_numbers_of_samples_may_go_on_after_an_epoch():
+    """For data sets that draw at random by the number: each epoch draws anew."""
+    module = SimpleNamespace(samples_seen=0)
+    trainer = SimpleNamespace(world_size=1, global_rank=0, limit_train_batches=1.0, lightning_module=module)
+    sampler = ResumableSampler(range(5), trainer, 2, seed=1, drop_last=False, numbered=True)
+    first = list(sampler)
+    module.samples_seen = 5
+    second = list(sampler)
+    assert sorted(first) == [0, 1, 2, 3, 4]
+    assert sorted(second) == [5, 6, 7, 8, 9]
+    assert [number - 5 for number in second] != first
+    module.samples_seen = 7
+    assert list(sampler) == second[2:]
