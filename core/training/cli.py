@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -100,6 +101,7 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
     trainer = build_trainer(
         config, [c for c in callbacks if c], TensorBoardLogger(str(folder), name="", version="")
     )
+    fresh = not folder.exists()
     if trainer.is_global_zero and not trainer.fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", cli.dumped_config())
@@ -115,6 +117,10 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         else:
             say("interrupted before the first checkpoint; nothing is kept")
         raise SystemExit(130) from error
+    except PolyditError:
+        if fresh and trainer.is_global_zero and trainer.global_step == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was learned: such as data that is not there
+        raise
     except RuntimeError as error:
         if "find_unused_parameters" in str(error):
             raise PolyditError(
