@@ -60,7 +60,7 @@ def scale_span(file: LoraFile) -> list[float]:
 
 
 def _warnings(file: LoraFile, families: list[str]) -> list[str]:
-    """Where tools differ about a file; `polydit lora convert` puts all but the last right."""
+    """Where tools differ about a file; `polydit lora convert` puts right what is about alpha and keys."""
     found = []
     scaled = scale_span(file) != [1.0, 1.0]
     if scaled and file.alpha in ("header", "adapter_config.json"):
@@ -74,8 +74,14 @@ def _warnings(file: LoraFile, families: list[str]) -> list[str]:
         found.append("no alpha anywhere: it runs at 1 in every tool, also if it was trained at another scale")
     if file.base_model and not set(families) & {"pixart", "sd3"}:
         found.append("keys begin with base_model.model.: ComfyUI knows them for pixart and sd3 only")
-    if file.layout != "diffusers" and any(module.magnitude is not None for module in file.modules.values()):
-        found.append("DoRA: diffusers leaves dora_scale out with a warning and computes something else")
+    if any(module.magnitude is not None for module in file.modules.values()):
+        if file.layout == "diffusers":
+            found.append("DoRA: ComfyUI does not know lora_magnitude_vector and computes something else")
+        else:
+            found.append(
+                "DoRA: diffusers leaves dora_scale out, and ComfyUI divides by the lengths of the unchanged weight: "
+                "both compute something else; export a pipeline with the LoRA merged"
+            )
     if file.entry.get("tokens") == "group":
         found.append("it acts on one group of tokens; other tools would apply it to all")
     return found

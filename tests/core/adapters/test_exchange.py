@@ -155,6 +155,13 @@ def test_the_conditions_in_the_table_are_needed(name, layout, which, tiny, tmp_p
     assert output is None or not close(output, tiny.call(name, model))
 
 
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan"])
+def test_diffusers_reads_dora_in_its_own_layout(name, tiny, tmp_path):
+    model = tiny.adapted(name, "blocks", use_dora=True)
+    path = save_lora(model, tmp_path / "lora.safetensors")
+    assert close(diffusers_output(name, path, tiny), tiny.call(name, model))
+
+
 @pytest.mark.parametrize("layout", ["kohya", "comfyui"])
 def test_diffusers_converts_flux_single_blocks_of_the_published_width(layout, tmp_path):
     torch.manual_seed(0)

@@ -228,6 +228,8 @@ def test_dora_survives_conversion(name, tiny, tmp_path):
         other = tiny.make(name)
         load_lora(other, path)
         torch.testing.assert_close(tiny.call(name, other), expected, atol=5e-5, rtol=1e-3)
+        other_tool = "ComfyUI does not know" if layout == "diffusers" else "diffusers leaves dora_scale out"
+        assert any(other_tool in line for line in inspect_lora(path)["warnings"])
         convert_lora(path, tmp_path / "back.safetensors", "diffusers", overwrite=True)
         assert same(tmp_path / "back.safetensors", tmp_path / "diffusers.safetensors")
 
