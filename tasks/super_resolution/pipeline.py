@@ -24,6 +24,7 @@ from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
 from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
 from .formulation import Formulation, upsample
+from .noise_field import NoiseField
 
 if TYPE_CHECKING:
     from ...core.adapters import LoadReport
@@ -83,7 +84,11 @@ class SuperResolutionPipeline(DiffusionPipeline):
         return as_autoencoder(self.vae)
 
     def check_scale(self, scale: int) -> None:
-        """Refuse a factor that the weights were not trained for."""
+        """Refuse a factor that the weights were not trained for.
+
+        Raises:
+            PolyditError: with the factors that they know.
+        """
         if scale not in self.formulation.scales:
             known = ", ".join(str(s) for s in self.formulation.scales)
             raise PolyditError(f"--scale {scale}: these weights know the factors {known}; choose one of them")
@@ -194,6 +199,10 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if color_fix not in COLOR_FIXES:
             raise PolyditError(
                 f"--color-fix {color_fix!r} is not known; choose one of {', '.join(COLOR_FIXES)}"
+            )
+        if min(tile, overlap) < 0:
+            raise PolyditError(
+                f"--tile {tile}, --overlap {overlap}: a size cannot be below zero; 0 is for none"
             )
         if num_inference_steps < 1:
             raise PolyditError(f"--steps {num_inference_steps}: at least 1 step is needed")
@@ -313,33 +322,6 @@ class SuperResolutionPipeline(DiffusionPipeline):
         return with_scheduler(
             denoise, noise, self.parameterization, self.scheduler, num_inference_steps, callback=callback
         )
-
-
-class NoiseField:
-    """Standard normal noise that belongs to places of the picture, so that tiles agree where they overlap.
-
-    The output plane is cut into cells, each drawn from its own seed; any window of it can be had without
-    drawing the whole.
-    """
-
-    def __init__(self, generator: torch.Generator | None, channels: int, cell: int = 32) -> None:
-        device = generator.device if generator is not None else "cpu"
-        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        self.channels, self.cell = channels, cell
-
-    def crop(self, tile: Tile) -> Tensor:
-        """Noise over a tile of the input, (1, channels, height, width)."""
-        cell = self.cell
-        rows = range(tile.top // cell, (tile.top + tile.height - 1) // cell + 1)
-        columns = range(tile.left // cell, (tile.left + tile.width - 1) // cell + 1)
-        field = torch.cat([torch.cat([self._draw(r, c) for c in columns], dim=2) for r in rows], dim=1)
-        top, left = tile.top - rows[0] * cell, tile.left - columns[0] * cell
-        return field[None, :, top : top + tile.height, left : left + tile.width]
-
-    def _draw(self, row: int, column: int) -> Tensor:
-        # Distinct for every cell of any picture that fits in memory.
-        generator = torch.Generator().manual_seed((self.seed + row * 1_000_003 + column) % 2**63)
-        return torch.randn(self.channels, self.cell, self.cell, generator=generator)
 
 
 def to_float(image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from polydit.core.errors import PolyditError
 from polydit.core.metrics import psnr
 from polydit.core.tiling import Tile
 from polydit.tasks.super_resolution.formulation import upsample
-from polydit.tasks.super_resolution.pipeline import NoiseField
+from polydit.tasks.super_resolution.noise_field import NoiseField
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -191,6 +191,10 @@ def test_factors_and_steps_are_checked(tiny):
     pipe = tiny(scales=(2, 4))
     with pytest.raises(PolyditError, match="--scale 3: these weights know the factors 2, 4"):
         pipe(picture(4, 4), scale=3)
+    with pytest.raises(PolyditError, match="--tile -1, --overlap 64: a size cannot be below zero"):
+        pipe(picture(4, 4), tile=-1)
+    with pytest.raises(PolyditError, match="output_type 'pill': choose one of pil, np, pt"):
+        pipe(picture(4, 4), output_type="pill")
     with pytest.raises(PolyditError, match="--steps 0: at least 1 step"):
         pipe(picture(4, 4), num_inference_steps=0)
 
