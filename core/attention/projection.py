@@ -11,7 +11,20 @@ __all__ = ["Projection", "project_gelu"]
 
 # oneDNN adds the bias, and applies the activation, while it writes the product; ``F.linear`` on a CPU first fills the
 # output with the bias and then adds to it. A private operator, so its absence only means the plain way.
-_KERNEL = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_KERNEL = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
+
+
+def _kernel_dtypes() -> tuple[torch.dtype, ...]:
+    """What the kernel computes in here: bfloat16 needs a processor that oneDNN has a kernel for."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if _KERNEL is not None and supported is not None and supported():
+        return (torch.float32, torch.bfloat16)
+    return (torch.float32,)
+
+
+_DTYPES = _kernel_dtypes()
 
 
 class Projection(nn.Linear):
@@ -44,17 +57,17 @@ def project_gelu(layer: nn.Module, x: Tensor, approximate: str) -> Tensor:
 
 
 def _fusable(layer: Projection, x: Tensor) -> bool:
-    """Whether the kernel gives what ``F.linear`` would: it knows nothing of gradients, autocast, tracing or subclasses."""
+    """Whether the kernel gives what ``F.linear`` would: it knows no gradients, autocast, tracing or subclasses."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or _KERNEL is None:
         return False
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in _DTYPES
         and x.dtype == layer.weight.dtype
         and type(x) is Tensor
         and type(layer.weight) is nn.Parameter
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
