@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from .autoencoder import Autoencoder, PixelSpace, as_autoencoder
 from .diffusers_autoencoder import DiffusersAutoencoder
+from .video_autoencoder import VideoAutoencoder
 
-__all__ = ["Autoencoder", "DiffusersAutoencoder", "PixelSpace", "as_autoencoder"]
+__all__ = ["Autoencoder", "DiffusersAutoencoder", "PixelSpace", "VideoAutoencoder", "as_autoencoder"]

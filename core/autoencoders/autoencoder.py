@@ -81,6 +81,9 @@ def as_autoencoder(component: ModelMixin | Autoencoder | None) -> Autoencoder:
         return PixelSpace()
     if isinstance(component, Autoencoder):
         return component
-    from .diffusers_autoencoder import DiffusersAutoencoder
+    from .diffusers_autoencoder import VIDEO, DiffusersAutoencoder
+    from .video_autoencoder import VideoAutoencoder
 
+    if type(component).__name__ in VIDEO:
+        return VideoAutoencoder(component)
     return DiffusersAutoencoder(component)

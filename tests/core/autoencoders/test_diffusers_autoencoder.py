@@ -6,7 +6,14 @@ from typing import ClassVar
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, VQModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    VQModel,
+)
 
 from polydit.core.autoencoders import Autoencoder, DiffusersAutoencoder, PixelSpace, as_autoencoder
 from polydit.core.errors import PolyditError
@@ -40,6 +47,12 @@ def tiny(kind):
         }
         both = {f"{name}_{key}": value for name in ("encoder", "decoder") for key, value in side.items()}
         return AutoencoderDC(latent_channels=4, attention_head_dim=8, scaling_factor=0.41407, **both)
+    if kind in ("qwen", "qwen_rgba"):
+        return AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, True],
+            input_channels=4 if kind == "qwen_rgba" else 3, latents_mean=[-0.7, 0.1, 0.5, 2.0],
+            latents_std=[2.8, 1.5, 0.7, 1.1],
+        )  # fmt: skip
     return AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
         decoder_block_out_channels=(8, 8, 8),
@@ -81,6 +94,34 @@ def test_agrees_with_diffusers(tmp_path, kind, channels):
     torch.testing.assert_close(latents, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(ours.decode(latents), decoded, atol=1e-5, rtol=1e-5)
     assert ours.decode(latents).shape == x.shape
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("qwen", 3), ("qwen_rgba", 4)])
+@torch.no_grad()
+def test_qwen_image_as_its_pipelines_use_it(tmp_path, kind, channels):
+    tiny(kind).save_pretrained(tmp_path)
+    ours = DiffusersAutoencoder.from_pretrained(tmp_path)
+    theirs = type(ours.vae).from_pretrained(tmp_path).eval()
+    assert (ours.spatial_factor, ours.temporal_factor, ours.channels, ours.pixel_channels) == (
+        4,
+        1,
+        4,
+        channels,
+    )
+    mean, std = (torch.tensor(theirs.config[f"latents_{n}"])[:, None, None, None] for n in ("mean", "std"))
+    x = pixels(2, channels, 16, 24)
+    latents = ours.encode(x)
+    expected = (theirs.encode(x[:, :, None]).latent_dist.mode() - mean) / std
+    torch.testing.assert_close(latents, expected[:, :, 0], atol=1e-6, rtol=1e-6)
+    decoded = theirs.decode(latents[:, :, None] * std + mean).sample[:, :, 0]
+    torch.testing.assert_close(ours.decode(latents), decoded, atol=1e-6, rtol=1e-5)
+
+    layers = pixels(1, channels, 3, 16, 24)  # a stack of layers is no video: each is coded by itself
+    torch.testing.assert_close(ours.encode(layers)[:, :, 2], ours.encode(layers[:, :, 2]))
+    decoded = ours.decode(ours.encode(layers))
+    torch.testing.assert_close(decoded[:, :, 1], ours.decode(ours.encode(layers[:, :, 1])))
+    with pytest.raises(ValueError, match=f"pixels of 2 channels, and the autoencoder takes {channels}"):
+        ours.encode(x[:, :2])
 
 
 @torch.no_grad()
@@ -139,7 +180,7 @@ def test_tiled_is_close_to_untiled():
     assert (tiled - ours.encode(x)).std() < 0.3 * tiled.std()
 
 
-@pytest.mark.parametrize("kind", ["sd3", "vq", "dc"])
+@pytest.mark.parametrize("kind", ["sd3", "vq", "dc", "qwen"])
 @torch.no_grad()
 def test_one_tile_over_everything_is_the_untiled_result_bit_for_bit(kind):
     ours = DiffusersAutoencoder(tiny(kind))
@@ -209,7 +250,7 @@ def test_failures_say_which_folder_and_why(tmp_path):
     tiny("sd").save_pretrained(folder)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("AutoencoderKL", "UNet2DModel"))
-    with pytest.raises(PolyditError, match="UNet2DModel is not a supported image autoencoder"):
+    with pytest.raises(PolyditError, match="UNet2DModel is not a supported autoencoder"):
         DiffusersAutoencoder.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(PolyditError, match="no autoencoder in diffusers format"):
