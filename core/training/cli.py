@@ -203,7 +203,7 @@ def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:
         trainer = Trainer(**options)
         check_launcher(trainer)
         return trainer
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         line = " ".join(str(error).split()).rstrip(".!")
         hint = "; choose --trainer.accelerator auto or cpu" if re.search("accelerator|backend", line) else ""
         raise PolyditError(f"config section trainer: {line}{hint}") from error

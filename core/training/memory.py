@@ -137,7 +137,7 @@ def variants(
 
 
 def _lora_of(module: DiffusionModule) -> LoraOptions:
-    return module.adapter_options or LoraOptions(targets="linear")
+    return module.adapter_options or LoraOptions()
 
 
 def _variant(module: DiffusionModule, lora: bool, **settings: Any) -> DiffusionModule:
