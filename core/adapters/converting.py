@@ -9,7 +9,7 @@ from .families import FAMILIES, Family, tell_family
 from .formats import Layout, from_layout, to_layout
 from .inspecting import scale_span
 from .lora_file import FLAT, HEADER, LoraFile, open_lora, write_lora
-from .saving import kohya_header
+from .saving import kohya_header, layout_entry
 
 __all__ = ["convert_lora"]
 
@@ -49,16 +49,17 @@ def convert_lora(
         )
     family = _family(file, base)
     try:
-        modules = from_layout(file.modules, family)
+        modules = from_layout(file.modules, family, file.entry.get("layers", ()))
         if unknown := [name for name in modules if FLAT.match(name)]:
             raise PolyditError(
                 f"{len(unknown)} names are in no table of layers ({', '.join(unknown[:3])}); name the model's family "
-                f"with --base, one of {', '.join(FAMILIES)}"
+                "with --base"
             )
         tensors = to_layout(modules, family, layout, alpha_keys)
     except PolyditError as error:
         raise PolyditError(f"{path}: {error}") from error
-    entry = {**file.entry, "layout": layout, "scale": "baked"}
+    kept = {key: value for key, value in file.entry.items() if key != "layers"}
+    entry = {**kept, "scale": "baked", **layout_entry(modules, family, layout)}
     write_lora(
         output,
         tensors,
@@ -76,6 +77,8 @@ def convert_lora(
 def _family(file: LoraFile, base: str | None) -> Family | None:
     """The family by its name, or as the file's names tell it; None where they tell nothing."""
     if base is not None:
+        if base not in FAMILIES:
+            raise PolyditError(f"--base {base}: no such family; choose {', '.join(FAMILIES)}")
         return FAMILIES[base]
     fitting = tell_family(file)
     if len(fitting) > 1:

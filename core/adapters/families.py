@@ -16,7 +16,7 @@ from .maps_sd3 import SD3_RULES
 from .maps_wan import WAN_RULES
 from .name_map import NameMap
 
-__all__ = ["FAMILIES", "Family", "family_of", "family_of_class", "tell_family"]
+__all__ = ["FAMILIES", "Family", "family_of", "tell_family"]
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of_class(name: str | None) -> Family | None:
-    """The family that a class belongs to, by its name."""
-    return next((family for family in FAMILIES.values() if name in family.classes), None)
-
-
 def family_of(model: nn.Module) -> Family | None:
-    """The family of a model, or None if there is no table of names for it."""
-    return next(
-        (found for cls in type(model).__mro__ if (found := family_of_class(cls.__name__)) is not None), None
-    )
+    """The family of a model, by the names of its classes, or None if no table is for it."""
+    classes = {cls.__name__ for cls in type(model).__mro__}
+    return next((family for family in FAMILIES.values() if classes & set(family.classes)), None)
 
 
 def tell_family(file: LoraFile) -> list[Family]:
     """The families that a file can be of: one if it is plain, several if the names fit several, or none."""
-    if trained_on := file.entry.get("base", {}).get("class"):
-        known = family_of_class(trained_on)
-        return [known] if known else []
+    if (written := file.entry.get("family")) in FAMILIES:
+        return [FAMILIES[written]]
+    if "base" in file.entry:  # ours, of a model that no table is for
+        return []
     names = [FLAT.sub("", name, count=1) for name in file.modules]
     widths = {module.a.shape[1] for module in file.modules.values()}
     fitting = [family for family in FAMILIES.values() if family.names and family.names.knows(names)]

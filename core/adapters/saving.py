@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PolyditError
-from .families import family_of
+from .families import Family, family_of
 from .formats import Layout, to_layout
 from .lora import INITIAL, adapter_names, lora_layers, training_scale
 from .lora_file import HEADER, LoraModule, write_lora
 
-__all__ = ["adapter_modules", "describe_base", "kohya_header", "lora_state_dict", "save_lora"]
+__all__ = ["adapter_modules", "describe_base", "kohya_header", "layout_entry", "save_lora"]
 
 
 def describe_base(model: nn.Module) -> dict[str, Any]:
@@ -52,11 +52,14 @@ def adapter_modules(model: nn.Module, adapter: str = "default") -> dict[str, Lor
     return modules
 
 
-def lora_state_dict(
-    model: nn.Module, adapter: str = "default", layout: Layout = "diffusers"
-) -> dict[str, Tensor]:
-    """The tensors that :func:`save_lora` writes."""
-    return to_layout(adapter_modules(model, adapter), family_of(model), layout)
+def layout_entry(modules: Collection[str], family: Family | None, layout: Layout) -> dict[str, Any]:
+    """What our header entry says of names; with underscores for dots and no table, the names themselves."""
+    hidden = layout == "kohya" and family is not None and family.names is None
+    return {
+        "layout": layout,
+        "family": family.name if family else None,
+        **({"layers": sorted(modules)} if hidden else {}),
+    }
 
 
 def kohya_header(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -100,10 +103,11 @@ def save_lora(
             f"--layout {layout}: the adapter acts on one group of tokens, other tools would apply it to all; use "
             "--layout diffusers"
         )
-    tensors = lora_state_dict(model, adapter, layout)
+    modules, family = adapter_modules(model, adapter), family_of(model)
+    tensors = to_layout(modules, family, layout)
     entry = {
-        "layout": layout,
         "scale": "baked",
+        **layout_entry(modules, family, layout),
         "training_alpha": sorted({float(layer.lora_alpha[adapter]) for _, layer in layers}),
         "training_rank": sorted({layer.r[adapter] for _, layer in layers}),
         "rslora": any(layer.use_rslora.get(adapter, False) for _, layer in layers),
