@@ -103,7 +103,6 @@ def test_fit_predict_lora_and_resume(folder, capsys):
         )
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
-    assert file.with_name("diffusers.safetensors").read_bytes() == lora.read_bytes()
     assert main(["super-resolution", "export", *arguments, "--layout", "kohya", "--overwrite"]) == 2
     assert "--layout: a pipeline has none" in capsys.readouterr().err
 
