@@ -86,6 +86,7 @@ def _run(words: list[str]) -> int:
                     ("list", "tasks, their systems, the weights at hand"),
                     ("doctor", "environment, versions, devices"),
                     ("corpus", "gather openly licensed training material"),
+                    ("shards", "pack pictures for training from a slow disk or an object store"),
                     ("lora", "look into a LoRA file, convert it for other tools"),
                 ),
             ),
@@ -198,11 +199,18 @@ def _corpus(words: list[str]) -> int:
     return int(corpus.run(parser.parse_args(chosen[1])) or 0)
 
 
+def _shards(words: list[str]) -> int:
+    from .commands.shards import run_shards
+
+    return run_shards(words)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "doctor": _doctor,
     "corpus": _corpus,
     "lora": _lora,
+    "shards": _shards,
 }
 
 

@@ -15,6 +15,7 @@ EXTRAS = {
     "gradio": "demo",
     "gradio_client": "demo",
     "imageio_ffmpeg": "video",
+    "litdata": "streaming",
 }
 """Which extra of the distribution brings a module."""
 

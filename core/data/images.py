@@ -68,6 +68,7 @@ def read_image(
     *,
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] | None = (255, 255, 255),
+    data: bytes | None = None,
 ) -> tuple[np.ndarray, ImageInfo]:
     """Read a picture as RGB, upright and in sRGB.
 
@@ -77,6 +78,7 @@ def read_image(
         max_pixels: larger pictures are refused before they are decoded.
         background: colour (0..255) under transparent pixels; None keeps the colours as stored. The alpha channel is in
             the info either way.
+        data: content of the file where it was read from somewhere else; ``path`` then only names it.
 
     Returns:
         (H, W, 3) uint8 or uint16, contiguous, and what else is known.
@@ -85,7 +87,7 @@ def read_image(
         PolyditError: missing, not a picture, empty, cut short, or too large (the size is named).
     """
     path = Path(path)
-    data = _bytes(path)
+    data = _bytes(path) if data is None else data
     image, (width, height) = _open(path, data, max_pixels)
     info = ImageInfo(path, width, height, "RGB;16" if image is None else image.mode)
     try:

@@ -7,7 +7,7 @@ noise again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,7 @@ class ResumableSampler(DistributedSampler):
         drop_last: Whether the loader drops an incomplete last batch.
         numbered: Let the numbers of samples go on counting after an epoch, as ``epoch * len(data) + i``, for a data
             set that draws at random by them and takes them modulo its length.
+        order: The samples of an epoch, given its number, in the order of all processes; None mixes all samples.
     """
 
     def __init__(
@@ -124,12 +125,14 @@ class ResumableSampler(DistributedSampler):
         seed: int = 0,
         drop_last: bool = True,
         numbered: bool = False,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         super().__init__(data, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed, drop_last=False)
         self.trainer = trainer
         self.batch_size = batch_size
         self.numbered = numbered
+        self.order = order
         batches = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
         limit = 1.0 if trainer is None else trainer.limit_train_batches
         self.batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -147,7 +150,13 @@ class ResumableSampler(DistributedSampler):
         """The samples of this process that are left in this epoch."""
         self.epoch, used = self.place()
         first = self.epoch * len(self.dataset) if self.numbered else 0  # type: ignore[arg-type]
-        return (first + number for number in list(super().__iter__())[used:])
+        return (first + int(number) for number in self._share()[used:])
+
+    def _share(self) -> Sequence[int] | np.ndarray:
+        """The samples of this process in an epoch; as torch does it, the first ones fill up the last round."""
+        if self.order is None:
+            return list(super().__iter__())
+        return np.resize(self.order(self.epoch), self.total_size)[self.rank :: self.num_replicas]
 
 
 def resumable_loader(
@@ -159,6 +168,7 @@ def resumable_loader(
     seed: int = 0,
     drop_last: bool = True,
     numbered: bool = False,
+    order: Callable[[int], np.ndarray] | None = None,
     **options: Any,
 ) -> DataLoader[Any]:
     """A training loader that goes on where a run stopped; for ``train_dataloader`` of a data module.
@@ -172,9 +182,10 @@ def resumable_loader(
         seed: Of the order.
         drop_last: Drop an incomplete last batch.
         numbered: See `ResumableSampler`.
+        order: See `ResumableSampler`.
         options: Further ones of :class:`torch.utils.data.DataLoader`.
     """
-    sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last, numbered)
+    sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last, numbered, order)
     # Its own generator: a loader without one draws from the global state whenever an epoch begins.
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last, generator=generator, **options)

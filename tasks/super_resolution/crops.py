@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from ...core.data.degradation import Degradation
 from ...core.data.images import image_size, read_image, to_uint8
 from ...core.data.pairs import Pair, PairedPictures
+from ...core.data.streaming import ShardedPictures
 from ...core.errors import PolyditError
 from .formulation import upsample
 
-__all__ = ["DegradedCrops", "PairedCrops", "held_out_crops", "held_out_pairs"]
+__all__ = ["DegradedCrops", "PairedCrops", "StreamedCrops", "held_out_crops", "held_out_pairs"]
 
 
 class PictureCache:
@@ -108,7 +109,9 @@ class DegradedCrops(Dataset[dict[str, Any]]):
                 self.damaged(error)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        picture = self.read(self.files[rng.choice(len(self.files), p=self.weights)])
+        return self._degraded_crop(self.read(self.files[rng.choice(len(self.files), p=self.weights)]), rng)
+
+    def _degraded_crop(self, picture: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         top, left = (int(rng.integers(side - self.crop + 1)) for side in picture.shape[:2])
         part = picture[top : top + self.crop, left : left + self.crop]
         if rng.random() < 0.5:
@@ -120,6 +123,49 @@ class DegradedCrops(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pair = Degradation(preset, scale)(high, generator)
         return as_sample(pair.lq * 2 - 1, pair.gt * 2 - 1, scale, keep_low=len(self.scales) == 1)
+
+
+class StreamedCrops(DegradedCrops):
+    """The same from shards: one crop of each picture in an epoch, in the order in which they are read.
+
+    Args:
+        shards: the pictures.
+        crop: side of a crop in pixels; smaller pictures are passed over.
+        scales: factor -> relative frequency.
+        degradations: preset -> relative frequency.
+        seed: of every draw.
+        strict: fail on a damaged picture instead of taking the next one.
+    """
+
+    def __init__(
+        self,
+        shards: ShardedPictures,
+        crop: int,
+        scales: dict[int, float],
+        degradations: dict[str, float],
+        seed: int = 0,
+        strict: bool = False,
+    ) -> None:
+        self.shards, self.crop, self.length, self.seed = shards, crop, len(shards), seed
+        self.scales, self.scale_weights = list(scales), _normalised(scales)
+        self.presets, self.preset_weights = list(degradations), _normalised(degradations)
+        self.damaged = Damaged(len(shards), strict)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        while True:
+            try:
+                sample = self.shards[index]
+                picture = sample["picture"]
+                if min(picture.shape[:2]) < self.crop:
+                    height, width = picture.shape[:2]
+                    raise PolyditError(
+                        f"{sample['name']}: {width}x{height} is smaller than the crop of {self.crop}; lower --data.crop"
+                    )
+                return self._degraded_crop(picture, rng)
+            except PolyditError as error:
+                self.damaged(error)
+                index += 1
 
 
 class PairedCrops(Dataset[dict[str, Any]]):

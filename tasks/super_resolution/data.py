@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,9 +18,10 @@ from ...core.data.degradation import PRESETS
 from ...core.data.images import image_size, list_images
 from ...core.data.pairs import LAYOUTS, Pair, find_pairs, match
 from ...core.data.picture_lists import pictures_of
+from ...core.data.streaming import ShardedPictures, is_sharded_folder
 from ...core.errors import PolyditError
 from ...core.training.resume import resumable_loader
-from .crops import DegradedCrops, PairedCrops, held_out_crops, held_out_pairs
+from .crops import DegradedCrops, PairedCrops, StreamedCrops, held_out_crops, held_out_pairs
 
 __all__ = ["SuperResolutionData"]
 
@@ -32,7 +35,8 @@ class SuperResolutionData(LightningDataModule):
 
     Args:
         path: a corpus made by ``polydit corpus build``, any folder of pictures (searched recursively), or a data set
-            of pairs.
+            of pairs; or shards made by ``polydit shards build``, a folder or an address such as ``s3://bucket/folder``
+            (one crop of each picture in an epoch; they need ``val_path``).
         low_path: folder of the low-resolution partners of the pictures in ``path``, paired by their names without
             endings such as ``_HR``, ``_LR4`` or ``x4``.
         layout: ``pictures``: every picture is degraded (of DIV2K only ``DIV2K_train_HR``); ``auto``, ``div2k``,
@@ -69,6 +73,8 @@ class SuperResolutionData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.source = path
+        self.order: Callable[[int], np.ndarray] | None = None
         self.path, self.val_path = Path(path).expanduser(), Path(val_path).expanduser() if val_path else None
         self.low_path, self.layout = Path(low_path).expanduser() if low_path else None, layout
         self.crop, self.scales, self.degradations = crop, scales, degradations
@@ -123,6 +129,9 @@ class SuperResolutionData(LightningDataModule):
             "strict": self.strict,
         }
         self.train_set: Dataset[Any]
+        if is_sharded_folder(self.source):
+            self._set_up_shards()
+            return
         if self.low_path is not None or self.layout != "pictures":
             train_pairs, val_pairs = self.pairs()
             self.train_set = PairedCrops(train_pairs, **options)
@@ -132,12 +141,31 @@ class SuperResolutionData(LightningDataModule):
             return
         train, val = self.files()
         self.train_set = DegradedCrops(train, degradations=self.degradations, **options)
+        self._set_held_out(val)
+
+    # -- pictures ------------------------------------------------------------------------------------------
+
+    def _set_up_shards(self) -> None:
+        if self.low_path is not None or self.layout != "pictures":
+            raise PolyditError(
+                f"--data.path {self.source}: shards hold pictures, no pairs; leave layout and low_path out"
+            )
+        if self.val_path is None:
+            raise PolyditError(
+                f"--data.val_path: {self.source} has no held-out pictures; name a folder of some"
+            )
+        shards = ShardedPictures(self.source)
+        self.train_set = StreamedCrops(
+            shards, self.crop, self.scales, self.degradations, self.seed, self.strict
+        )
+        self.order = partial(shards.order, self.seed)
+        self._set_held_out(self._usable(list_images(self.val_path), self._check_picture, "pictures"))
+
+    def _set_held_out(self, val: list[Path]) -> None:
         scale = max(self.scales)
         pictures, side = self._held_out(val, lambda path: path)
         presets = [*self.degradations]
         self.val_set = held_out_crops(pictures, side // scale * scale, scale, presets, self.strict)
-
-    # -- pictures ------------------------------------------------------------------------------------------
 
     def files(self) -> tuple[list[Path], list[Path]]:
         """Training and held-out pictures that can be read and hold a crop."""
@@ -270,6 +298,8 @@ class SuperResolutionData(LightningDataModule):
             self.trainer,
             self.batch_size,
             seed=self.seed,
+            order=self.order,
+            numbered=self.order is not None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

@@ -22,6 +22,7 @@ QUICK = (
     ("list",),
     ("doctor", "--help"),
     ("corpus", "build", "--help"),
+    ("shards", "build", "--help"),
     ("super-resolution", "--help"),
     ("super-resolution", "predict", "--help"),
     ("super-resolution", "export", "--help"),

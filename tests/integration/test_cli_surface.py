@@ -27,7 +27,8 @@ def help_text(*words: str) -> str:
 def surface() -> str:
     """Commands, and under each its options with their values, in the order of the help."""
     tasks = [task for task in find_tasks()[0].values() if task.module.startswith("polydit.")]
-    commands = [("list",), ("doctor",), ("corpus", "build"), ("lora", "inspect"), ("lora", "convert")]
+    commands = [("list",), ("doctor",), ("corpus", "build"), ("shards", "build")]
+    commands += [("lora", "inspect"), ("lora", "convert")]
     lines = []
     for task in tasks:
         names = [name for _, rows in task_menu(task).sections for name, _ in rows]
