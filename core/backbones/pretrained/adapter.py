@@ -15,8 +15,6 @@ from .hooks import adding
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
-    from ...diffusion.parameterization import Parameterization
-
 __all__ = ["DDPM", "FLOW", "PretrainedTransformer", "TextInputs"]
 
 FLOW: dict[str, Any] = {
@@ -64,7 +62,8 @@ class PretrainedTransformer(nn.Module):
         transformer: The loaded diffusers model; kept under the same name.
 
     Attributes:
-        parameterization_config: What the network's output means, see :meth:`parameterization`.
+        parameterization_config: What the network's output means: path, kind of prediction and time;
+            ``polydit.core.diffusion.Parameterization.from_config`` reads it, ``Objective`` takes the same three.
         video: Whether the family takes (B, C, T, H, W).
         hidden_output: Which output of a block are the latents' tokens (B, tokens, width); None where it has only one.
         self_attention: Names, inside a block, of the attention among the latents' tokens.
@@ -85,7 +84,7 @@ class PretrainedTransformer(nn.Module):
     def __init__(self, transformer: ModelMixin) -> None:
         super().__init__()
         self.transformer = transformer
-        self.train(transformer.training)
+        self.training = transformer.training
 
     def __call__(
         self,
@@ -140,12 +139,6 @@ class PretrainedTransformer(nn.Module):
     def text_inputs(self) -> TextInputs | None:
         """Which text it reads; None for none."""
         raise NotImplementedError
-
-    def parameterization(self) -> Parameterization:
-        """Path, kind of prediction and time of the network, for samplers; ``Objective`` takes the same three."""
-        from ...diffusion.parameterization import Parameterization
-
-        return Parameterization.from_config(self.parameterization_config)
 
     # -- what is passed through ----------------------------------------------------------------------------
 

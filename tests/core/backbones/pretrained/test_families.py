@@ -10,6 +10,11 @@ from diffusers import CogVideoXDDIMScheduler
 
 from polydit.core.backbones.pretrained import FAMILIES, adapt_transformer, load_transformer
 from polydit.core.conditioning import Position
+from polydit.core.diffusion import Parameterization
+
+
+def parameterization(model):
+    return Parameterization.from_config(adapt_transformer(model).parameterization_config)
 
 
 def test_a_saved_checkpoint_answers_as_diffusers_does(checkpoint, tmp_path):
@@ -167,7 +172,7 @@ def test_rotary_positions_are_relative(families, name):
 def test_cogvideox_is_noised_as_its_scheduler_does(families):
     for name, shift in (("cogvideox", 1.0), ("cogvideox-2b", 3.0)):
         scheduler = CogVideoXDDIMScheduler(snr_shift_scale=shift, rescale_betas_zero_snr=True)
-        network = adapt_transformer(families[name].build()).parameterization()
+        network = parameterization(families[name].build())
         assert (network.prediction, network.time.discrete) == ("v", True)
         x0, noise = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
         for index in (0, 1, 500, 998, 999):
@@ -183,7 +188,7 @@ def test_cogvideox_is_noised_as_its_scheduler_does(families):
 def test_the_others_are_rectified_flows_or_ddpm(families):
     for name, family in families.items():
         if not name.startswith("cogvideox"):
-            network = adapt_transformer(family.build()).parameterization()
+            network = parameterization(family.build())
             kind = "epsilon" if family.discrete else "velocity"
             assert (network.prediction, network.time.discrete) == (kind, family.discrete)
             t = torch.tensor([0.25])
