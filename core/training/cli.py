@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -26,6 +25,7 @@ from .ema import EMA
 from .pictures import Pictures
 from .progress import RunProgress
 from .resume import RandomState
+from .trackers import build_tracker, start_tracker
 
 if TYPE_CHECKING:
     from ..task import TaskSpec
@@ -98,13 +98,14 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         Pictures(folder / "pictures") if config["pictures"] else None,
         saver,
     ]
-    trainer = build_trainer(
-        config, [c for c in callbacks if c], TensorBoardLogger(str(folder), name="", version="")
-    )
+    logger = build_tracker(config["tracker"], folder)
+    trainer = build_trainer(config, [c for c in callbacks if c], logger)
     fresh = not folder.exists()
     if trainer.is_global_zero and not trainer.fast_dev_run:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", cli.dumped_config())
+        if logger and logger in trainer.loggers:
+            start_tracker(config["tracker"], logger, folder, cli.plain_config())
         total = sum(p.numel() for p in module.backbone.parameters())
         say(f"run folder: {folder}\n{total:,} parameters, {count_trainable(module):,} of them trained")
     try:

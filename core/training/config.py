@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ..errors import PolyditError
 from ..task import resolve
 from .config_errors import one_line, suggestion
+from .trackers import TrackerOptions
 
 if TYPE_CHECKING:
     from ..task import TaskSpec
@@ -80,6 +81,7 @@ class TaskCLI(LightningCLI):
         )
         parser.add_argument("--output", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions())
+        parser.add_argument("--tracker", type=TrackerOptions, default=TrackerOptions())
         parser.add_argument(
             "--pictures", type=bool, default=True, help="show held-out pictures after each validation"
         )

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from ..media import OutputWriter, comparison_sheet
 from .module import DiffusionModule
 from .sharding import is_sharded
+from .trackers import log_picture
 
 __all__ = ["Pictures"]
 
 
 class Pictures(Callback):
-    """After each validation, sheets of :meth:`DiffusionModule.pictures` as PNG files and in TensorBoard.
+    """After each validation, sheets of :meth:`DiffusionModule.pictures` as PNG files and in the tracker.
 
     They show the average of the weights, from the same first batch and the same seed every time. Running out of memory
     here ends the pictures, not the training.
@@ -79,14 +79,4 @@ class Pictures(Callback):
         for number, panels in enumerate(sheets):
             sheet = comparison_sheet(list(panels.items()))
             writer.image(f"step_{trainer.global_step:08d}_{number}.png", sheet)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(
-                        f"pictures/{number}", _array(sheet), trainer.global_step, dataformats="HWC"
-                    )
-
-
-def _array(picture: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(picture.convert("RGB"))
+            log_picture(trainer.loggers, f"pictures/{number}", sheet, trainer.global_step)

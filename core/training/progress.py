@@ -6,11 +6,12 @@ import sys
 import time
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .trackers import memory_gib
 
 __all__ = ["RunProgress", "format_seconds"]
 
@@ -103,8 +104,7 @@ class RunProgress(ProgressBar):
         self._logged = (self._clock.samples, now)
         if began and now > began:
             figures = {"perf/samples_per_second": (self._clock.samples - samples) / (now - began)}
-            if torch.cuda.is_available():
-                figures["perf/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            figures["perf/memory_gib"] = memory_gib()
             for logger in trainer.loggers:
                 logger.log_metrics(figures, trainer.global_step)
 
