@@ -77,8 +77,8 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, grid: Sequence[i
         real = _cut(_pad(real, grid, padded), padded, window).squeeze(-1).bool()  # (windows, 1, S*w)
         mask = real[:, :, None, :].repeat(batch, 1, 1, 1)
         query, key, value = (_pad(t, grid, padded) for t in (query, key, value))
-    out = attend(*(_cut(t, padded, window) for t in (query, key, value)), mask)
-    out = _join(out, batch, padded, window)
+    query, key, value = (_cut(t, padded, window) for t in (query, key, value))
+    out = _join(attend(query, key, value, mask), batch, padded, window)
     if padded != grid:
         out = out.reshape(batch, heads, tokens // _volume(grid), *padded, dim)
         out = out[(slice(None), slice(None), slice(None), *(slice(0, g) for g in grid))]
