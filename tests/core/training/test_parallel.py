@@ -228,6 +228,23 @@ SLURM = {
 }
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables for a test; Lightning notes the rank that it finds there for the whole process."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only as pytorch
+
+    before = [(place, place.rank) for place in (fabric, pytorch)]
+
+    def put(variables: dict[str, str]) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    yield put
+    for place, rank in before:
+        place.rank = rank
+
+
 def launched(folder: Path, *words: str) -> Trainer:
     config = TaskCLI(TOY, "fit", ["--config", str(folder / "toy.yaml"), *words]).config_init
     return build_trainer(config, [], False)
@@ -235,9 +252,8 @@ def launched(folder: Path, *words: str) -> Trainer:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(("variables", "main"), [(TORCHRUN, "10.0.0.1"), (SLURM, "gpu07")])
-def test_ranks_follow_from_the_launcher(folder, monkeypatch, variables, main, strategy):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_ranks_follow_from_the_launcher(folder, environment, variables, main, strategy):
+    environment(variables)
     words = ["--trainer.devices", "4", "--trainer.num_nodes", "2", "--trainer.strategy", strategy]
     trainer = launched(folder, *words)
     assert (trainer.global_rank, trainer.world_size) == (6, 8)
@@ -260,9 +276,8 @@ def test_ranks_follow_from_the_launcher(folder, monkeypatch, variables, main, st
         (SLURM, "1", r"8 processes were launched and each would train alone; set --trainer\.devices"),
     ],
 )
-def test_a_launcher_that_disagrees_with_the_config_is_told(folder, monkeypatch, variables, devices, message):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_a_launcher_that_disagrees_with_the_config_is_told(folder, environment, variables, devices, message):
+    environment(variables)
     words = ["--trainer.devices", devices]
     if devices != "1":
         words += ["--trainer.num_nodes", "2", "--trainer.strategy", "ddp"]
@@ -270,10 +285,8 @@ def test_a_launcher_that_disagrees_with_the_config_is_told(folder, monkeypatch, 
         launched(folder, *words)
 
 
-def test_srun_without_tasks_per_node_is_told(folder, monkeypatch):
-    for name, value in SLURM.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+def test_srun_without_tasks_per_node_is_told(folder, environment):
+    environment({name: value for name, value in SLURM.items() if name != "SLURM_NTASKS_PER_NODE"})
     with pytest.raises(PolyditError, match="--ntasks-per-node=8"):
         launched(folder, "--trainer.devices", "4", "--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
 
