@@ -26,6 +26,23 @@ __all__ = ["DiT4SR", "dit4sr_from_official", "dit4sr_to_official"]
 
 COMPAT = ("published", "intended")
 
+SD35_MEDIUM: dict[str, Any] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+"""Stable Diffusion 3.5 Medium, on which DiT4SR was published."""
+
 
 class DiT4SR(SD3Transformer2DModel, CacheMixin):
     """SD3's transformer with a low-resolution stream (ICCV 2025, "DiT4SR").
@@ -206,6 +223,46 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
         return (model, info) if wants_info else model
 
     @classmethod
+    def from_folder(
+        cls, source: str | None = None, compat: str = "intended", control_conv_factor: float = 1.0
+    ) -> DiT4SR:
+        """:meth:`from_sd3` for configs.
+
+        While the default device is ``meta`` only the configuration is read, or Stable Diffusion 3.5 Medium's is taken
+        if there is no folder, and the model has shapes without values.
+
+        Args:
+            source: Folder of Stable Diffusion 3 or 3.5 in diffusers format, or of its transformer.
+            compat: See the class.
+            control_conv_factor: See the class; 1.0 for training.
+
+        Raises:
+            PolyditError: there is no SD3 transformer.
+        """
+        if torch.get_default_device().type == "meta":
+            config = SD35_MEDIUM if source is None else cls._sd3_config(source)
+            model = cls.from_config(config, compat=compat, control_conv_factor=control_conv_factor)
+            model.freeze_base()
+        elif source is None:
+            raise PolyditError(
+                "--model.backbone.source: the folder of Stable Diffusion 3.5 in diffusers format is missing; name it"
+            )
+        else:
+            model = cls.from_sd3(source, compat=compat, control_conv_factor=control_conv_factor)
+        if source is not None:
+            model.register_to_config(_name_or_path=str(source))
+        return model
+
+    @classmethod
+    def _sd3_config(cls, source: str) -> dict[str, Any]:
+        where = {"subfolder": "transformer"} if (Path(source) / "model_index.json").is_file() else {}
+        try:
+            config = SD3Transformer2DModel.load_config(source, local_files_only=True, **where)
+        except (OSError, ValueError) as error:
+            raise _no_sd3(source, error) from error
+        return {k: v for k, v in config.items() if not k.startswith("_")}
+
+    @classmethod
     def from_sd3(
         cls,
         source: SD3Transformer2DModel | str | Path,
@@ -237,9 +294,7 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
             try:
                 source = SD3Transformer2DModel.from_pretrained(source, **kwargs)
             except OSError as error:
-                raise PolyditError(
-                    f"{source}: no SD3 transformer in diffusers format ({str(error).splitlines()[0]})."
-                ) from error
+                raise _no_sd3(source, error) from error
         config = {k: v for k, v in source.config.items() if not k.startswith("_")}
         from accelerate import init_empty_weights
 
@@ -256,6 +311,11 @@ class DiT4SR(SD3Transformer2DModel, CacheMixin):
             block.reset_control()
         model.freeze_base()
         return model.train()
+
+
+def _no_sd3(source: Any, error: Exception) -> PolyditError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return PolyditError(f"{source}: no SD3 transformer in diffusers format ({line}).")
 
 
 def dit4sr_from_official(state_dict: Mapping[str, torch.Tensor], **config: Any) -> DiT4SR:

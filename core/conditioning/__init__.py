@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .channels import widen_input
+from .fixed_text import FixedText
 from .key_value_cache import KeyValueCache
 from .positions import Position
 from .pretrained_branch import PretrainedSideBranch
@@ -12,6 +13,7 @@ from .token_group_dit import TokenGroupDiT
 from .token_groups import TokenGroup, forward_groups, label_collisions, only_itself, separate
 
 __all__ = [
+    "FixedText",
     "KeyValueCache",
     "Position",
     "PretrainedSideBranch",

@@ -370,13 +370,17 @@ class DiffusionModule(LightningModule):
     def saved_names(self) -> set[str]:
         """Names of the state dict that a checkpoint keeps.
 
-        With an adapter: what is trained. Otherwise every child that has something to train, whole.
+        With an adapter: what is trained. Otherwise every child that has something to train, whole; but of a backbone
+        from a folder not what is frozen, which is there to be had again.
         """
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         if self.adapter_options is not None:
             return trained
         children = {name.split(".", 1)[0] for name in trained}
-        return {name for name in self.state_dict() if name.split(".", 1)[0] in children}
+        names = {name for name in self.state_dict() if name.split(".", 1)[0] in children}
+        if getattr(getattr(self.backbone, "config", None), "_name_or_path", None):
+            names -= {name for name, p in self.named_parameters() if not p.requires_grad}
+        return names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop what is frozen, add what identifies the run, and refuse to write weights that are not finite."""

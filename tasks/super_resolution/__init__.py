@@ -20,6 +20,9 @@ RUN_OPTIONS = (
         "take the colours from the enlarged input",
         choices=("none", "adain", "wavelet"),
     ),
+    Option(
+        "--guidance-scale", "float", 1.0, "for weights that read text: push from the negative one; 1 is off"
+    ),
 )
 
 EVALUATE_OPTIONS = (
@@ -58,6 +61,13 @@ TASK = TaskSpec(
             title="DiT4SR: Taming Diffusion Transformer for Real-World Image Super-Resolution",
             arxiv="2503.23580",
             config="dit4sr.yaml",
+        ),
+        System(
+            name="DiT4SR on SD3",
+            title="DiT4SR: Taming Diffusion Transformer for Real-World Image Super-Resolution",
+            arxiv="2503.23580",
+            config="dit4sr_sd3.yaml",
+            note="on Stable Diffusion 3.5, whose folder you have",
         ),
         System(
             name="LDM-SR",

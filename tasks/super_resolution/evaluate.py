@@ -55,6 +55,7 @@ def run(options: Namespace) -> int:
             tile=options.tile,
             overlap=options.overlap,
             color_fix=options.color_fix,
+            guidance_scale=options.guidance_scale,
         )
     table = result.table()
     print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for

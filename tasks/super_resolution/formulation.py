@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -112,12 +113,18 @@ class Formulation:
         condition: Tensor,
         labels: Tensor | None,
         parameterization: Parameterization,
+        text: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """One call of the network on noisy latents (B, C, h, w) and a condition of the same size."""
+        """One call of the network on noisy latents (B, C, h, w) and a condition of the same size.
+
+        A pretrained transformer (an adapter of ``polydit.core.backbones.pretrained``) reads ``text`` and no labels.
+        """
         if self.signal_gain:
             t = expand_like(parameterization.time.project_time(timestep), x_t)
             alpha, sigma = parameterization.path.alpha(t), parameterization.path.sigma(t)
             x_t = x_t * (alpha / (alpha**2 + sigma**2)).to(x_t.dtype)
+        labelled, given = ((labels,), {}) if text is None else ((), text)
+        condition = condition.to(x_t.dtype)
         if self.conditioning == "channels":
-            return transformer(torch.cat([x_t, condition.to(x_t.dtype)], dim=1), timestep, labels).sample
-        return transformer(x_t, timestep, labels, condition=condition.to(x_t.dtype)).sample
+            return transformer(torch.cat([x_t, condition], dim=1), timestep, *labelled, **given).sample
+        return transformer(x_t, timestep, *labelled, condition=condition, **given).sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ...core.autoencoders import as_autoencoder
+from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
+from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
+from ...core.conditioning import FixedText
 from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
+from ...core.training.weights import is_on_meta
 from .formulation import Formulation, upsample
 from .losses import gradient_loss, psnr_loss
 
@@ -25,9 +29,10 @@ class SuperResolution(DiffusionModule):
     """Restore a picture from its enlarged low-resolution version.
 
     Args:
-        backbone: a ``StreamDiT``, or a ``DiT`` whose input has the channels of the latents and of the condition.
+        backbone: a ``StreamDiT``, or a ``DiT`` whose input has the channels of the latents and of the condition; or
+            ``DiT4SR``, on Stable Diffusion 3.
         objective: as in :class:`DiffusionModule`.
-        autoencoder: None for pixel space.
+        autoencoder: None for pixel space, or for that of the folder that a pretrained backbone is from.
         conditioning: ``"stream"`` or ``"channels"``, see :class:`Formulation`.
         low_condition: see :class:`Formulation`.
         residual_scale: see :class:`Formulation`.
@@ -35,6 +40,9 @@ class SuperResolution(DiffusionModule):
         signal_gain: see :class:`Formulation`.
         gradient_weight: weight of the loss on edges of the predicted picture.
         psnr_weight: weight of minus the PSNR of the predicted picture, in dB.
+        prompt: what a pretrained backbone reads with every picture.
+        negative_prompt: what guidance pushes away from.
+        drop_prompt: how often the text is empty in training.
         **kwargs: of :class:`DiffusionModule`.
 
     Raises:
@@ -53,8 +61,16 @@ class SuperResolution(DiffusionModule):
         signal_gain: bool = False,
         gradient_weight: float = 0.0,
         psnr_weight: float = 0.0,
+        prompt: str = "",
+        negative_prompt: str = "",
+        drop_prompt: float = 0.2,
         **kwargs: Any,
     ) -> None:
+        network = as_backbone(backbone)
+        reads = network.text_inputs if isinstance(network, PretrainedTransformer) else None
+        folder = getattr(getattr(backbone, "config", None), "_name_or_path", None) if reads else None
+        if autoencoder is None and folder and (Path(folder) / "vae").is_dir():
+            autoencoder = DiffusersAutoencoder.from_pretrained(folder)
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation = Formulation(
             conditioning, low_condition, residual_scale, tuple(scales), signal_gain
@@ -66,6 +82,20 @@ class SuperResolution(DiffusionModule):
                 "null for a single one (to train one of several factors, leave this and set --data.scales)"
             )
         self.gradient_weight, self.psnr_weight = gradient_weight, psnr_weight
+        self.drop_prompt = drop_prompt
+        self.text: FixedText | None = None
+        if reads is not None and folder:
+            self.text = FixedText.from_pipeline(folder, prompt, negative_prompt)
+        elif reads is not None:
+            if not is_on_meta(backbone):
+                raise PolyditError(
+                    f"--model.backbone: {type(backbone).__name__} reads text; build it from a folder with text encoders"
+                )
+            texts = {"empty": "", "negative": negative_prompt, "prompt": prompt}
+            self.text = FixedText(texts, 154, reads.width, reads.pooled_width)
+        elif prompt or negative_prompt:
+            raise PolyditError(f"--model.prompt: {type(backbone).__name__} reads no text; leave it out")
+        self._network = (network,)  # not a child: its weights are the backbone's
 
     def prepare(self) -> None:
         """Refuse another space than the backbone is made for, then what every module prepares.
@@ -74,7 +104,15 @@ class SuperResolution(DiffusionModule):
             PolyditError: the autoencoder is missing, or one of other latents.
         """
         space = self.space
-        channels = getattr(self.backbone, "prediction_channels", space.channels)
+        network = self._network[0]
+        if self.text is not None and not getattr(self.backbone.config, "_name_or_path", None):
+            raise PolyditError(
+                "--model.backbone.source: name the folder, in diffusers format, of the backbone's pipeline"
+            )
+        if isinstance(network, PretrainedTransformer):
+            channels = network.latent_channels
+        else:
+            channels = getattr(network, "prediction_channels", space.channels)
         if channels != space.channels:
             raise PolyditError(
                 f"--model.autoencoder: the backbone predicts {channels} channels and the data has "
@@ -114,12 +152,28 @@ class SuperResolution(DiffusionModule):
         enlarged = batch["enlarged"]
         labels = self.formulation.labels(batch["scale"], len(enlarged), enlarged.device)
         condition = self.formulation.condition(batch.get("low"), enlarged, self.space)
-        return {"condition": condition, "labels": labels}
+        text = None
+        if self.text is not None:
+            text = self.text(["prompt"] * len(enlarged))
+            if self.training:
+                empty = self.text(["empty"] * len(enlarged))
+                dropped = (torch.rand(len(enlarged)) < self.drop_prompt).to(enlarged.device)
+                text = {
+                    name: torch.where(dropped.view(-1, *[1] * (v.ndim - 1)), empty[name], v)
+                    for name, v in text.items()
+                }
+        return {"condition": condition, "labels": labels, "text": text}
 
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """See :meth:`Formulation.predict`."""
         return self.formulation.predict(
-            self.backbone, x_t, timestep, condition["condition"], condition["labels"], self.objective
+            self._network[0],
+            x_t,
+            timestep,
+            condition["condition"],
+            condition["labels"],
+            self.objective,
+            condition["text"],
         )
 
     def extra_losses(self, batch: Mapping[str, Tensor], output: ObjectiveOutput) -> dict[str, Tensor]:
@@ -140,8 +194,11 @@ class SuperResolution(DiffusionModule):
 
         return SuperResolutionPipeline(
             transformer=self.backbone,
-            scheduler=make_scheduler("euler", self.objective),
+            scheduler=make_scheduler(
+                "euler", self.objective, shift=getattr(self.objective.timesteps, "shift", 1.0)
+            ),
             vae=self.space.component,
+            text=self.text,
             formulation=self.formulation.config(),
             parameterization=self.objective.config(),
         )

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.autoencoders import as_autoencoder
+from ...core.backbones.pretrained import as_backbone
 from ...core.colour import adain, colour_fix, wavelet
 from ...core.data.images import read_image, to_uint8
-from ...core.diffusion import Denoise, Parameterization, with_scheduler
+from ...core.diffusion import Denoise, Guidance, Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
 from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
@@ -52,26 +53,28 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
     Args:
         transformer: a ``StreamDiT`` (DiT4SR's condition stream) or a ``DiT`` that reads noisy and enlarged picture
-            as channels (LDM-SR).
+            as channels (LDM-SR); or ``DiT4SR``, on Stable Diffusion 3.
         scheduler: a diffusers scheduler.
         vae: a diffusers autoencoder for latent models, or None for pixel space.
+        text: what a transformer that reads text is given; None for others.
         formulation: see :class:`Formulation`, as a dictionary.
         parameterization: what the network's output means, as :meth:`Parameterization.config` gives it.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "text->transformer->vae"
+    _optional_components = ["vae", "text"]
 
     def __init__(
         self,
         transformer: ModelMixin,
         scheduler: SchedulerMixin,
         vae: ModelMixin | None = None,
+        text: ModelMixin | None = None,
         formulation: dict | None = None,  # plain types: diffusers checks what it loads against them
         parameterization: dict | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = Formulation(**(formulation or {}))
         self.parameterization = (
@@ -92,6 +95,17 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if scale not in self.formulation.scales:
             known = ", ".join(str(s) for s in self.formulation.scales)
             raise PolyditError(f"--scale {scale}: these weights know the factors {known}; choose one of them")
+
+    def check_guidance(self, guidance_scale: float) -> None:
+        """Refuse guidance without a text that it could push away from.
+
+        Raises:
+            PolyditError: these weights read none.
+        """
+        if guidance_scale != 1 and self.text is None:
+            raise PolyditError(
+                f"--guidance-scale {guidance_scale:g}: these weights read no text; leave it out"
+            )
 
     def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
         """Attach a LoRA file to the transformer, active beside those it has.
@@ -122,6 +136,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         overlap: int = 64,
         color_fix: str = "none",
         output_type: str = "pil",
+        guidance_scale: float = 1.0,
     ) -> SuperResolutionOutput:
         """Enlarge.
 
@@ -131,10 +146,12 @@ class SuperResolutionPipeline(DiffusionPipeline):
             scale: factor, one of those that the weights know.
             num_inference_steps: 1 gives the most faithful picture; more steps add detail.
             generator: source of the noise; a CPU generator means the same picture everywhere.
-            tile: side of a tile in output pixels; 0 for no tiling.
+            tile: side of a tile in output pixels; 0 for no tiling. Never more than the transformer has positions for.
             overlap: output pixels that neighbouring tiles share.
             color_fix: ``"none"``, ``"adain"`` or ``"wavelet"``: take the colours from the enlarged input.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            guidance_scale: how far to push from the negative text to the text, for weights that read them; 1 is not
+                at all, and half the work.
 
         Returns:
             The pictures, each ``scale`` times as wide and high as its own input.
@@ -156,7 +173,15 @@ class SuperResolutionPipeline(DiffusionPipeline):
                         bar.update(done - bar.n)
 
                     strips = self.strips(
-                        one, scale, num_inference_steps, generator, tile, overlap, color_fix, show
+                        one,
+                        scale,
+                        num_inference_steps,
+                        generator,
+                        tile,
+                        overlap,
+                        color_fix,
+                        show,
+                        guidance_scale,
                     )
                     results.append(torch.cat(list(strips), dim=-2))
         if output_type == "pt":
@@ -179,6 +204,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         overlap: int = 64,
         color_fix: str = "none",
         progress: Callable[[int, int], None] | None = None,
+        guidance_scale: float = 1.0,
     ) -> Iterator[Tensor]:
         """Finished rows of the enlarged picture from top to bottom; memory does not grow with its height.
 
@@ -191,11 +217,13 @@ class SuperResolutionPipeline(DiffusionPipeline):
             overlap: see :meth:`__call__`.
             color_fix: see :meth:`__call__`; ``"adain"`` needs the whole picture and yields one strip.
             progress: called with (tiles done, tiles in all); of a latent model, with steps.
+            guidance_scale: see :meth:`__call__`.
 
         Yields:
             (1, 3, rows, w * scale), float32 in [-1, 1] on the CPU.
         """
         self.check_scale(scale)
+        self.check_guidance(guidance_scale)
         if color_fix not in COLOR_FIXES:
             raise PolyditError(
                 f"--color-fix {color_fix!r} is not known; choose one of {', '.join(COLOR_FIXES)}"
@@ -208,7 +236,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             raise PolyditError(f"--steps {num_inference_steps}: at least 1 step is needed")
         if self.vae is not None:
             whole = self.restore_latents(
-                to_float(low), scale, num_inference_steps, generator, tile, overlap, progress
+                to_float(low), scale, num_inference_steps, generator, tile, overlap, progress, guidance_scale
             )
             yield colour_fix(whole, upsample(to_float(low), scale), color_fix)
             return
@@ -264,6 +292,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         tile: int,
         overlap: int,
         progress: Callable[[int, int], None] | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """Restore a whole picture in latent space, averaging the predictions of latent tiles inside each step.
 
@@ -281,11 +310,14 @@ class SuperResolutionPipeline(DiffusionPipeline):
         noise = randn_tensor(shape, generator=generator, device=device)
         side = max(tile // factor, 1) if tile else max(shape[-2:])
         side += -side % _patch(self.transformer)
+        if positions := self.transformer.config.get("pos_embed_max_size"):  # a table ends somewhere
+            side = min(side, positions * _patch(self.transformer))
         shared = min(overlap // factor, side // 2) if tile else 0
 
         def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
             def one_call(crops: Tensor, tiles: Sequence[Tile]) -> Tensor:
-                return self.predictor(crop_tiles(condition, tiles), scale)(crops, timestep.repeat(len(tiles)))
+                predictor = self.predictor(crop_tiles(condition, tiles), scale, guidance_scale)
+                return predictor(crops, timestep.repeat(len(tiles)))
 
             return multidiffusion(one_call, x_t, side, shared)
 
@@ -293,17 +325,26 @@ class SuperResolutionPipeline(DiffusionPipeline):
         restored = self.formulation.finish(latents, enlarged, space)
         return restored[..., :height, :width].float().cpu()
 
-    def predictor(self, condition: Tensor, scale: int) -> Denoise:
+    def predictor(self, condition: Tensor, scale: int, guidance_scale: float = 1.0) -> Denoise:
         """The network with its condition filled in."""
         labels = self.formulation.labels(scale, len(condition), condition.device)
         dtype = self.transformer.dtype
+        network = as_backbone(self.transformer)
 
-        def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return self.formulation.predict(
-                self.transformer, x_t.to(dtype), timestep, condition, labels, self.parameterization
-            ).float()
+        def reading(name: str) -> Denoise:
+            text = None if self.text is None else self.text([name] * len(condition))
 
-        return denoise
+            def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+                return self.formulation.predict(
+                    network, x_t.to(dtype), timestep, condition, labels, self.parameterization, text
+                ).float()
+
+            return denoise
+
+        if guidance_scale == 1:
+            return reading("prompt")
+        guidance = Guidance(guidance_scale)
+        return guidance.separate(reading("prompt"), reading("negative"), self.parameterization.time)
 
     def sample(
         self,

@@ -33,6 +33,7 @@ def predict_one(
         A JSON-ready record: files, sizes, settings.
     """
     pipe.check_scale(options.scale)
+    pipe.check_guidance(options.guidance_scale)
     if is_video(source):
         return predict_video(pipe, source, writer, options, generator)
     image, _ = read_image(source)
@@ -105,6 +106,7 @@ def enlarged_rows(
         overlap=options.overlap,
         color_fix=options.color_fix,
         progress=progress,
+        guidance_scale=options.guidance_scale,
     )
     return map(to_rows, strips)
 

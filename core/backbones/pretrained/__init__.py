@@ -8,13 +8,14 @@ The diffusers module itself stays reachable and untouched as ``.transformer``; t
 from __future__ import annotations
 
 from .adapter import PretrainedTransformer, TextInputs
-from .loading import FAMILIES, adapt_transformer, load_transformer, model_class
+from .loading import FAMILIES, adapt_transformer, as_backbone, load_transformer, model_class
 
 __all__ = [
     "FAMILIES",
     "PretrainedTransformer",
     "TextInputs",
     "adapt_transformer",
+    "as_backbone",
     "load_transformer",
     "model_class",
 ]

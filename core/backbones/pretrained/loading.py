@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from torch import nn
 
 from ...errors import PolyditError
 from .adapter import PretrainedTransformer
@@ -16,7 +17,7 @@ from .adapter import PretrainedTransformer
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
-__all__ = ["FAMILIES", "adapt_transformer", "load_transformer", "model_class"]
+__all__ = ["FAMILIES", "adapt_transformer", "as_backbone", "load_transformer", "model_class"]
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "DiTTransformer2DModel": (".dit", "PretrainedDiT"),
@@ -69,7 +70,7 @@ def load_transformer(
         return adapt_transformer(transformer.eval())
     try:
         transformer, info = chosen.from_pretrained(
-            source, torch_dtype=torch_dtype, output_loading_info=True, **where
+            source, dtype=torch_dtype, output_loading_info=True, **where
         )
     except Exception as error:  # of diffusers, safetensors and torch: each has its own for a broken file
         raise PolyditError(f"{place}: the weights cannot be loaded ({_first_line(error)})") from error
@@ -78,15 +79,24 @@ def load_transformer(
     return adapt_transformer(transformer)
 
 
+def as_backbone(model: nn.Module) -> nn.Module:
+    """What is called as a backbone: a diffusers transformer's adapter, anything else as it is."""
+    return adapt_transformer(model) if _known(model) else model
+
+
 def adapt_transformer(transformer: ModelMixin) -> PretrainedTransformer:
     """Put a loaded diffusers transformer behind the adapter of its family.
 
     Raises:
         PolyditError: the family is not known.
     """
-    name = type(transformer).__name__
-    module, adapter = _family(name, "transformer")
+    module, adapter = _family(_known(transformer) or type(transformer).__name__, "transformer")
     return getattr(import_module(module, __package__), adapter)(transformer)
+
+
+def _known(model: nn.Module) -> str | None:
+    """Name of the model's family; strategies that wrap a model do so by a subclass."""
+    return next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in FAMILIES), None)
 
 
 def _family(name: str, place: str) -> tuple[str, str]:

@@ -1,0 +1,153 @@
+"""Texts that are chosen once for a whole model: their embeddings, kept beside it, so that no text encoder is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ..errors import PolyditError
+
+__all__ = ["FixedText"]
+
+CLIP_TOKENS = 77
+
+
+class FixedText(ModelMixin, ConfigMixin):
+    """Embeddings of a few texts, by name; a component of a pipeline like any other.
+
+    A model whose condition is a picture reads the same words every time: a description of what is wanted, one of what
+    is not (for guidance), and the empty text.
+
+    Args:
+        texts: What was embedded, by name; ``prompt``, ``negative`` and ``empty`` in what :meth:`from_pipeline` makes.
+            The embeddings are in the order of the names' letters, as a saved configuration is.
+        tokens: Tokens of each.
+        width: Of the tokens' embeddings.
+        pooled_width: Of the pooled embedding; None for none.
+    """
+
+    @register_to_config
+    def __init__(
+        self, texts: dict[str, str], tokens: int, width: int, pooled_width: int | None = None
+    ) -> None:
+        super().__init__()
+        count = len(texts)
+        self.encoder_hidden_states = nn.Parameter(torch.zeros(count, tokens, width), requires_grad=False)
+        self.pooled_projections = None
+        if pooled_width is not None:
+            self.pooled_projections = nn.Parameter(torch.zeros(count, pooled_width), requires_grad=False)
+
+    def forward(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What a transformer reads, a text for each sample.
+
+        Args:
+            names: Which text each sample has.
+
+        Returns:
+            ``encoder_hidden_states`` (B, tokens, width) and, if there are, ``pooled_projections`` (B, pooled_width).
+        """
+        known = sorted(self.config.texts)
+        rows = torch.tensor([known.index(name) for name in names], device=self.encoder_hidden_states.device)
+        found = {"encoder_hidden_states": self.encoder_hidden_states[rows]}
+        if self.pooled_projections is not None:
+            found["pooled_projections"] = self.pooled_projections[rows]
+        return found
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        source: str | Path,
+        prompt: str = "",
+        negative_prompt: str = "",
+        max_sequence_length: int = 77,
+        dtype: str = "bfloat16",
+    ) -> FixedText:
+        """Embed with the text encoders of a Stable Diffusion 3 folder, which are then forgotten.
+
+        While the default device is ``meta`` only configurations are read, and there are shapes without values.
+
+        Args:
+            source: Folder in diffusers format with text encoders, tokenizers, and the transformer's configuration.
+            prompt: What is wanted.
+            negative_prompt: What is not.
+            max_sequence_length: Tokens of T5, behind the 77 of CLIP; as many zeros if the folder is without T5.
+            dtype: In which the encoders compute.
+
+        Raises:
+            PolyditError: no such pipeline there, or ``transformers`` is missing.
+        """
+        texts = {"empty": "", "negative": negative_prompt, "prompt": prompt}
+        folder = Path(source).expanduser()
+        try:
+            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PolyditError(
+                f"{source}: no Stable Diffusion 3 pipeline in diffusers format ({error}); give its folder"
+            ) from error
+        if index.get("_class_name") != "StableDiffusion3Pipeline":
+            raise PolyditError(
+                f"{source}: a {index.get('_class_name')}, and texts are embedded with Stable Diffusion 3's encoders; "
+                "give its folder, or a FixedText that was saved"
+            )
+        sizes = (
+            CLIP_TOKENS + max_sequence_length,
+            config["joint_attention_dim"],
+            config["pooled_projection_dim"],
+        )
+        if torch.get_default_device().type == "meta":
+            return cls(texts, *sizes)
+        made = cls(texts, *sizes)
+        absent = {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
+        hidden, pooled = _embed(folder, config, absent, list(texts.values()), max_sequence_length, dtype)
+        with torch.no_grad():
+            made.encoder_hidden_states.copy_(hidden)
+            made.pooled_projections.copy_(pooled)  # type: ignore[union-attr]
+        return made
+
+
+def _embed(
+    folder: Path, config: dict[str, Any], absent: dict[str, None], texts: list[str], length: int, dtype: str
+) -> tuple[Tensor, Tensor]:
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise PolyditError(
+            "--model.text: text encoders need the library transformers; pip install polydit[text]"
+        ) from error
+    logging.disable_progress_bar()
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    with torch.device("meta"):
+        shell = SD3Transformer2DModel.from_config(config)  # the pipeline asks it for a width
+    try:
+        pipe = StableDiffusion3Pipeline.from_pretrained(
+            folder,
+            **{"vae": None, "transformer": shell, **absent},
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+        )
+        with torch.no_grad():
+            hidden, _, pooled, _ = pipe.encode_prompt(
+                texts,
+                None,
+                None,
+                device=torch.device("cpu"),
+                do_classifier_free_guidance=False,
+                max_sequence_length=length,
+            )
+    except (
+        Exception
+    ) as error:  # of diffusers, transformers and tokenizers: each has its own for a broken file
+        line = " ".join(str(error).split())[:200]
+        raise PolyditError(
+            f"{folder}: the text encoders cannot be used ({line}); get the folder again"
+        ) from error
+    return hidden.float(), pooled.float()
