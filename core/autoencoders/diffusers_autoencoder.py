@@ -76,7 +76,7 @@ class DiffusersAutoencoder(nn.Module):
         source: str | Path,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
-        **tiling: int | None,
+        **tiling: Any,
     ) -> DiffusersAutoencoder:
         """Load from a folder in diffusers format or a hub id; for video it is a :class:`VideoAutoencoder`.
 
@@ -107,7 +107,7 @@ class DiffusersAutoencoder(nn.Module):
             )
         try:
             vae, info = getattr(diffusers, name).from_pretrained(
-                source, torch_dtype=torch_dtype, output_loading_info=True, **where
+                source, dtype=torch_dtype, output_loading_info=True, **where
             )
         except Exception as error:  # of diffusers, safetensors and torch: each has its own for a broken file
             raise PolyditError(f"{place}: the weights cannot be loaded ({_first_line(error)}).") from error

@@ -169,7 +169,7 @@ class PretrainedTransformer(nn.Module):
 
     def grid_of(self, hidden_states: Tensor) -> tuple[int, ...]:
         """Tokens along ([time,] height, width) for latents that :meth:`enter` takes."""
-        sizes = hidden_states.shape[2:]
+        sizes = tuple(hidden_states.shape[2:])
         if self.video and len(sizes) == 2:
             sizes = (1, *sizes)
         return tuple(size // patch for size, patch in zip(sizes, self.patch, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
@@ -21,7 +21,7 @@ class PretrainedSD3(PretrainedTransformer):
     """
 
     hidden_output = 1
-    self_attention = ("attn", "attn2")
+    self_attention: ClassVar[tuple[str, ...]] = ("attn", "attn2")
     text_order = "after"
 
     def shallow_config(self, depth: int) -> dict[str, Any]:
