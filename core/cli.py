@@ -151,7 +151,7 @@ def run_task(task: TaskSpec, words: list[str]) -> int:
 
         return run_check(task, rest)
     if name == "export":
-        from .commands.train import run_export
+        from .commands.export import run_export
 
         return run_export(task, rest)
     if name == "demo":

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``export``: the way to the training part, which takes seconds to import."""
+"""``fit``, ``validate`` and ``test``: the way to the training part, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Literal, cast
 
 from ..errors import PolyditError
 from ..task import TaskSpec, nearest
-from .parser import Parser
 
-__all__ = ["find_config", "run_export", "run_lightning"]
+__all__ = ["find_config", "run_lightning"]
 
 
 def run_lightning(task: TaskSpec, subcommand: str, words: Sequence[str]) -> int:
@@ -45,61 +44,3 @@ def find_config(task: TaskSpec, name: str) -> Path:
         f"--config {name}: no such file{nearest(path.name, shipped)}; shipped with {task.name} are "
         f"{', '.join(sorted(shipped)) or 'none'}"
     )
-
-
-def run_export(task: TaskSpec, words: Sequence[str]) -> int:
-    """``polydit <task> export``: a checkpoint as pipeline folder or LoRA file."""
-    parser = Parser(
-        f"polydit {task.name} export",
-        "Write what predict, the demo and a script load: a pipeline folder, or a LoRA file.",
-    )
-    parser.add_argument(
-        "--ckpt_path", required=True, type=Path, metavar="FILE", help="checkpoint written by fit"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="PATH", help="folder, or file.safetensors for LoRA"
-    )
-    parser.add_argument(
-        "--what",
-        choices=("pipeline", "lora"),
-        help="pipeline merges a LoRA into its base; default: what was trained",
-    )
-    parser.add_argument(
-        "--layout",
-        choices=("diffusers", "kohya", "comfyui"),
-        help="of a LoRA file; default: diffusers, which PEFT reads too",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("average", "raw"),
-        default="average",
-        help="the average of the weights, or the last step's",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="precision of a pipeline's files; bfloat16 is half the size",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
-    options = parser.parse_args(words)
-    if not options.ckpt_path.is_file():
-        raise PolyditError(
-            f"--ckpt_path {options.ckpt_path}: no such file; `fit` writes runs/*/*/checkpoints/last.ckpt"
-        )
-    from ..training.cli import quiet
-    from ..training.export import export
-
-    quiet()
-    path = export(
-        task,
-        options.ckpt_path,
-        options.output,
-        options.what,
-        layout=options.layout,
-        weights=options.weights,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-    )
-    print(path)
-    return 0

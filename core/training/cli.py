@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..adapters import count_trainable
 from ..errors import PolyditError
+from .card import Card
 from .checkpoints import Checkpoints, read_checkpoint, resume_command
 from .config import TRAINER_DEFAULTS, TaskCLI, instantiate
 from .ema import EMA
@@ -50,7 +51,11 @@ def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: li
     checkpoint = resume_path(config, folder)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # refuses what is not a checkpoint before anything is built on it
-    cli.model.run_record = {"task": spec.name, "config": portable(cli.plain_config())}
+    cli.model.run_record = {
+        "task": spec.name,
+        "config": portable(cli.plain_config()),
+        "command": shlex.join(["polydit", spec.name, subcommand, *argv]),
+    }
     if subcommand == "fit":
         fit(spec, cli, folder, checkpoint, argv)
         return
@@ -136,7 +141,8 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
     if saver.validated_step != trainer.global_step and trainer.val_dataloaders:
         validate_end(trainer, cli, ema)
     if config["export"] and trainer.is_global_zero:
-        export_end(spec, module, saver.last, folder)
+        measured = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        export_end(spec, module, saver.last, folder, measured)
 
 
 def refuse_endless(limits: Any) -> None:
@@ -163,7 +169,9 @@ def validate_end(trainer: Trainer, cli: TaskCLI, ema: EMA | None) -> None:
         say(f"step {step}: held-out loss {figures[0]['val/loss']:.5g}")
 
 
-def export_end(spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder: Path) -> None:
+def export_end(
+    spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder: Path, figures: dict[str, float]
+) -> None:
     """Write the pipeline, or the LoRA file, and the command that uses it."""
     from .export import export
 
@@ -173,6 +181,7 @@ def export_end(spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder
         checkpoint,
         folder / ("lora.safetensors" if what == "lora" else "pipeline"),
         what,
+        figures=figures,
         overwrite=True,
     )
     words = ["polydit", spec.name, "predict", "--input", "PATH", "--output", "DIR"]
@@ -181,6 +190,12 @@ def export_end(spec: TaskSpec, module: DiffusionModule, checkpoint: Path, folder
     if what == "lora" and source is not None and (source / "model_index.json").is_file():
         words += ["--weights", str(source)]
     say(f"wrote {path}\nuse it: {shlex.join(words)}")
+    if what == "pipeline" and (lacks := Card.read(spec, path).missing):
+        asked = " ".join(f"{option} ..." for option in lacks)
+        say(
+            "its model card is incomplete; before you hand it on: "
+            f"polydit {spec.name} export --pipeline {shlex.quote(str(path))} --output NEW {asked}"
+        )
 
 
 def build_trainer(config: Any, callbacks: list[Any], logger: Any) -> Trainer:

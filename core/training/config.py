@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ..errors import PolyditError
 from ..task import resolve
+from .card import CardOptions
 from .config_errors import one_line, suggestion
 from .trackers import TrackerOptions
 
@@ -82,6 +83,7 @@ class TaskCLI(LightningCLI):
         parser.add_argument("--output", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions())
         parser.add_argument("--tracker", type=TrackerOptions, default=TrackerOptions())
+        parser.add_argument("--card", type=CardOptions, default=CardOptions())
         parser.add_argument(
             "--pictures", type=bool, default=True, help="show held-out pictures after each validation"
         )

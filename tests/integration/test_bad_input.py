@@ -583,7 +583,8 @@ def test_disk_full_in_predict(predict, monkeypatch):
 
 def test_disk_full_in_export(run):
     with largest_file(4000):
-        code, line = run("export", "--ckpt_path", RUN / "checkpoints/last.ckpt", "--output", "new")
+        card = ["--license", "mit", "--data-source", "noise"]
+        code, line = run("export", "--ckpt_path", RUN / "checkpoints/last.ckpt", "--output", "new", *card)
     assert code == 2
     assert line.startswith("polydit: error: new: cannot be written (")
     assert line.endswith("File too large (os error 27)); make room and export again")

@@ -90,6 +90,7 @@ def test_fit_predict_lora_and_resume(folder, capsys):
         "pipeline",
         "--output",
         str(merged),
+        *("--license", "mit", "--data-source", "noise"),
     ]
     assert main(["super-resolution", "export", *arguments]) == 0
     expected = polydit.load(merged).transformer.state_dict()

@@ -46,7 +46,11 @@ def test_fit_then_predict_then_export(dummy: Run, tmp_path: Path):
     assert Image.open(tmp_path / "out/a.png").getpixel((0, 0)) == (100, 50, 0)
     assert json.loads((tmp_path / "out/results.json").read_text())["inputs"][0]["status"] == "done"
     checkpoint = tmp_path / "runs/dummy/once/checkpoints/last.ckpt"
-    done = dummy("dummy", "export", "--ckpt_path", checkpoint, "--output", "exported")
+    refused = dummy("dummy", "export", "--ckpt_path", checkpoint, "--output", "exported")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("polydit: error: --license and --data-source: required")
+    card = ["--license", "mit", "--data-source", "nights"]
+    done = dummy("dummy", "export", "--ckpt_path", checkpoint, "--output", "exported", *card)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "exported/model_index.json").is_file()
     again = dummy("dummy", "export", "--ckpt_path", checkpoint, "--output", "exported")
