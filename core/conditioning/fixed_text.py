@@ -81,7 +81,7 @@ class FixedText(ModelMixin, ConfigMixin):
             dtype: In which the encoders compute.
 
         Raises:
-            PolyditError: no such pipeline there, or ``transformers`` is missing.
+            PolyditError: no such pipeline there, or it is damaged.
         """
         texts = {"empty": "", "negative": negative_prompt, "prompt": prompt}
         folder = Path(source).expanduser()
@@ -116,14 +116,10 @@ class FixedText(ModelMixin, ConfigMixin):
 def _embed(
     folder: Path, config: dict[str, Any], absent: dict[str, None], texts: list[str], length: int, dtype: str
 ) -> tuple[Tensor, Tensor]:
-    try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise PolyditError(
-            "--model.text: text encoders need the library transformers; pip install polydit[text]"
-        ) from error
-    logging.disable_progress_bar()
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     with torch.device("meta"):
         shell = SD3Transformer2DModel.from_config(config)  # the pipeline asks it for a width
