@@ -117,10 +117,11 @@ def _embed(
     folder: Path, config: dict[str, Any], absent: dict[str, None], texts: list[str], length: int, dtype: str
 ) -> tuple[Tensor, Tensor]:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-    from transformers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
     with torch.device("meta"):
         shell = SD3Transformer2DModel.from_config(config)  # the pipeline asks it for a width
     try:

@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import polydit
+from polydit.core.backbones.dit4sr_sd3 import DiT4SR
 from polydit.core.cli import main
 from polydit.core.conditioning import FixedText
 from polydit.core.errors import PolyditError
 from polydit.core.training.checkpoints import read_checkpoint
 from polydit.core.training.export import load_module, save_pipeline
 from polydit.tasks.super_resolution import TASK
+from polydit.tasks.super_resolution.pipeline import SuperResolutionPipeline
 
 transformers = pytest.importorskip("transformers")
 
@@ -160,6 +162,36 @@ def built(words):
     from polydit.core.training.config import TaskCLI
 
     return TaskCLI(TASK, "fit", ["--config", str(TASK.config_folder() / "dit4sr_sd3.yaml"), *words]).model
+
+
+def test_a_released_checkpoint_becomes_a_pipeline(workplace):
+    trained = DiT4SR.from_sd3("sd3", compat="published", control_conv_factor=1.2)
+    with torch.no_grad():
+        for parameter in trained.control_parameters().values():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    trained.save_pretrained("released/transformer")
+    config = Path("released/transformer/config.json")
+    plain = {
+        k: v for k, v in json.loads(config.read_text()).items() if k not in ("compat", "control_conv_factor")
+    }
+    config.write_text(json.dumps(plain))  # the released ones do not name them
+    pipe = SuperResolutionPipeline(
+        transformer=DiT4SR.from_pretrained("released/transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL.from_pretrained("sd3", subfolder="vae"),
+        text=FixedText.from_pipeline("sd3", prompt="sharp", negative_prompt="blurry"),
+    )
+    assert pipe.transformer.config.compat == "published"
+    pipe.save_pretrained("dit4sr")
+    again = polydit.load("dit4sr", task="super-resolution")
+    for loaded in (pipe, again):
+        loaded.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
+    first, second = (
+        loaded("photo.png", generator=torch.Generator().manual_seed(1), **settings).images
+        for loaded in (pipe, again)
+    )
+    torch.testing.assert_close(first, second)
 
 
 def test_the_text_is_dropped_in_training_only(workplace):
