@@ -102,7 +102,13 @@ class Checkpoints(Checkpoint):
             sys.stderr.write("\nstopping after this step (again: at once, without a checkpoint of it)\n")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and be the only one to handle signals.
+
+        Lightning has put its own handler before ours: it lets processes talk in the middle of whatever they are doing,
+        where they no longer fit together, and ends a run between accumulated batches without a checkpoint.
+        """
+        for number in self._handlers:
+            signal.signal(number, self._on_signal)
         self._saved_time = time.monotonic()
         self._saved_step = trainer.global_step
 

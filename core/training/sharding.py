@@ -79,8 +79,14 @@ def shard_trained(module: DiffusionModule, mesh: DeviceMesh) -> None:
     """Spread every child of a task's module that has something to train.
 
     Raises:
-        PolyditError: the module has parameters of its own, which nobody would keep equal.
+        PolyditError: the module has parameters of its own, which nobody would keep equal, or frozen weights that are
+            no plain tensors.
     """
+    for option in ("quantize", "offload"):
+        if getattr(module, option, None):
+            raise PolyditError(
+                f"--trainer.strategy fsdp2: does not go with --model.{option}; use ddp, or leave it out"
+            )
     own = [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
     if own:
         raise PolyditError(

@@ -72,6 +72,8 @@ def _fit(folder: str, words: list[str], environment: dict[str, str]) -> None:
     except PolyditError as error:
         print(f"polydit: error: {error}")
         os._exit(2)
+    except SystemExit as stop:
+        os._exit(stop.code)
     except BaseException:
         import traceback
 

@@ -297,18 +297,27 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(signal_number, fit, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(
+    signal_number, accumulate, fit, tmp_path, monkeypatch, capsys
+):
     original = Toy.training_step
 
     def step(self, batch, batch_idx):
-        if self.trainer.global_step == 2:
+        if self.trainer.global_step == 2 and batch_idx % accumulate == 0:
             os.kill(os.getpid(), signal_number)
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Toy, "training_step", step)
     before = signal.getsignal(signal_number)
     with pytest.raises(SystemExit) as caught:
-        fit("--trainer.max_steps", "50")
+        fit(
+            "--trainer.max_steps",
+            "50",
+            "--data.count",
+            "24",
+            f"--trainer.accumulate_grad_batches={accumulate}",
+        )
     assert caught.value.code == 130
     assert signal.getsignal(signal_number) is before
     assert read_checkpoint(tmp_path / "runs/toy/run/checkpoints/last.ckpt")["global_step"] == 3

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,31 @@ def test_a_checkpoint_of_any_strategy_loads_in_the_others(folder):
         close(goal, two(folder, target, copy(source, target), 6, "--ckpt_path", "last"))
     for source in ("ddp", "fsdp2"):
         close(goal, one(copy(source, "one"), 6, "--ckpt_path", "last"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_signal_to_all_processes_stops_all_after_a_checkpoint(folder, strategy):
+    words = [
+        *TWO,
+        strategy,
+        "--name",
+        "run",
+        "--trainer.max_steps",
+        "100000",
+        "--checkpoint.every_n_steps",
+        "1",
+    ]
+    processes = start_all(folder, words)
+    last = Path("runs/toy/run/checkpoints/last.ckpt")
+    patience = time.monotonic() + 200
+    while not last.exists() and time.monotonic() < patience:
+        time.sleep(0.05)
+    for process in processes:
+        process.terminate()
+    assert finish(processes) == [130, 130]
+    assert "interrupted; " in (folder / "said.txt").read_text()
+    assert checkpoint("run")["global_step"] > 0
 
 
 @pytest.mark.slow
@@ -308,6 +334,13 @@ def test_parameters_of_the_module_itself_are_refused():
 
     with pytest.raises(PolyditError, match="cannot spread scale, which Own holds itself; use ddp"):
         shard_trained(Own(), None)
+
+
+@pytest.mark.parametrize("option", [{"quantize": "int8"}, {"offload": True}])
+def test_frozen_weights_in_other_forms_are_not_sharded(option):
+    module = Toy(torch.nn.Linear(1, 1), **option)
+    with pytest.raises(PolyditError, match=f"fsdp2: does not go with --model.{next(iter(option))}; use ddp"):
+        shard_trained(module, None)
 
 
 def test_what_is_not_sharded_stays_as_it_is():
