@@ -59,6 +59,7 @@ def make_dit(name: str, **overrides: Any) -> DiT:
     size, _, patch = rest.partition("/")
     if family not in FAMILIES or size not in SIZES or not patch.isdigit():
         raise ValueError(
-            f"no model named {name!r}; it is FAMILY-SIZE/PATCH with FAMILY in {list(FAMILIES)} and SIZE in {list(SIZES)}"
+            f"no model named {name!r}; it is FAMILY-SIZE/PATCH with FAMILY in {list(FAMILIES)} "
+            f"and SIZE in {list(SIZES)}"
         )
     return DiT(**{"patch_size": int(patch), **asdict(SIZES[size]), **FAMILIES[family], **overrides})
