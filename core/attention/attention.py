@@ -164,7 +164,9 @@ class CrossAttention(nn.Module, AttentionModuleMixin):
         self.proj = Projection(hidden_size, hidden_size)
         self.processor = _Backend()
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """(B, N, D) looks at (B, M, D); ``mask`` is boolean (B, M), True = a real token."""
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["band_mask", "block_mask", "circle_mask", "grid_coordinates", "group_mask", "text_joint_mask", "window_mask"]
+__all__ = [
+    "band_mask",
+    "block_mask",
+    "circle_mask",
+    "grid_coordinates",
+    "group_mask",
+    "text_joint_mask",
+    "window_mask",
+]
 
 
 def grid_coordinates(grid: Sequence[int], device: torch.device | str | None = None) -> Tensor:

@@ -18,7 +18,9 @@ def rotary_axes_dim(head_dim: int, axes: int) -> tuple[int, ...]:
     return (head_dim // 2 * 2 - each * (axes - 1), *[each] * (axes - 1))
 
 
-def rotary_table(position_ids: Tensor, axes_dim: Sequence[int], theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    position_ids: Tensor, axes_dim: Sequence[int], theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of a set of positions.
 
     Args:

@@ -46,11 +46,15 @@ def _volume(sizes: Sequence[int]) -> int:
 def _pad(x: Tensor, grid: Sequence[int], padded: Sequence[int]) -> Tensor:
     batch, heads, tokens, dim = x.shape
     x = x.reshape(batch * heads, tokens // _volume(grid), *grid, dim)
-    widths = list(chain.from_iterable((0, p - g) for g, p in zip(reversed(grid), reversed(padded), strict=True)))
+    widths = list(
+        chain.from_iterable((0, p - g) for g, p in zip(reversed(grid), reversed(padded), strict=True))
+    )
     return F.pad(x, [0, 0, *widths]).reshape(batch, heads, -1, dim)
 
 
-def window_attention(query: Tensor, key: Tensor, value: Tensor, grid: Sequence[int], window: Sequence[int]) -> Tensor:
+def window_attention(
+    query: Tensor, key: Tensor, value: Tensor, grid: Sequence[int], window: Sequence[int]
+) -> Tensor:
     """Each token looks at the tokens of its own window only; equal to dense attention under ``window_mask``.
 
     Several sequences on the same grid (a noisy picture and its condition) may be concatenated: the windows

@@ -145,10 +145,14 @@ class DiTBlock(nn.Module):
         self.norm2 = make_norm(norm, hidden_size)
         self.mlp = MLP(hidden_size, mlp_ratio, mlp, conv_kernel, conv_dense, axes)
         # adaLN-zero: every block has its own map; adaLN-single: one shared map plus this block's table.
-        self.modulation = nn.Linear(hidden_size, vectors * hidden_size) if modulation == "adaln_zero" else None
+        self.modulation = (
+            nn.Linear(hidden_size, vectors * hidden_size) if modulation == "adaln_zero" else None
+        )
         self.table = nn.Parameter(torch.zeros(vectors, hidden_size)) if modulation == "adaln_single" else None
 
-    def modulation_vectors(self, conditioning: Tensor, token_group: Tensor | None = None) -> list[Tensor | None]:
+    def modulation_vectors(
+        self, conditioning: Tensor, token_group: Tensor | None = None
+    ) -> list[Tensor | None]:
         """(shift, scale, gate) for attention, then for the MLP; each (B, 1, D), or (B, N, D) per token."""
         if self.modulation is not None:
             vectors = self.modulation(F.silu(conditioning)).unflatten(-1, (-1, self.modulation.in_features))
@@ -309,9 +313,13 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         axes = len(sizes)
         self.patch_size = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
         if axes not in (2, 3) or len(self.patch_size) != axes:
-            raise ValueError(f"input_size {input_size} and patch_size {patch_size} must have the same 2 or 3 axes")
+            raise ValueError(
+                f"input_size {input_size} and patch_size {patch_size} must have the same 2 or 3 axes"
+            )
         if any(s % p for s, p in zip(sizes, self.patch_size, strict=True)):
-            raise ValueError(f"input_size {list(sizes)} does not divide by patch_size {list(self.patch_size)}")
+            raise ValueError(
+                f"input_size {list(sizes)} does not divide by patch_size {list(self.patch_size)}"
+            )
         window = (window_size,) * axes if isinstance(window_size, int) else window_size
         self.base_grid = tuple(s // p for s, p in zip(sizes, self.patch_size, strict=True))
         self.prediction_channels = out_channels or in_channels
@@ -385,7 +393,11 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         if block.modulation is not None:
             nn.init.zeros_(block.modulation.weight)  # zero gates: the identity
         if self.config.gate_init:
-            vectors = block.table if block.table is not None else block.modulation.bias.unflatten(0, (-1, block.width))
+            vectors = (
+                block.table
+                if block.table is not None
+                else block.modulation.bias.unflatten(0, (-1, block.width))
+            )
             with torch.no_grad():
                 vectors[[2, 5] if block.modulation_shift else [1, 3]] = self.config.gate_init
         if block.cross_attn is not None:
@@ -402,7 +414,9 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         if len(spatial) != len(self.patch_size) or any(
             s % p for s, p in zip(spatial, self.patch_size, strict=False)
         ):
-            raise ValueError(f"input of size {list(spatial)} does not divide by patch_size {list(self.patch_size)}")
+            raise ValueError(
+                f"input of size {list(spatial)} does not divide by patch_size {list(self.patch_size)}"
+            )
         return tuple(s // p for s, p in zip(spatial, self.patch_size, strict=True))
 
     def embed_tokens(self, hidden_states: Tensor) -> Tensor:
@@ -414,7 +428,7 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
 
     def position_table(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
         """Additive positions (1, N, D) of a grid. The last table that was computed is kept for the next call."""
-        if grid == self.base_grid:
+        if grid == self.base_grid and self.pos_embed is not None:
             return self.pos_embed
         if torch.compiler.is_compiling():
             return sincos_table(grid, self.config.hidden_size).to(device)
@@ -437,7 +451,9 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         groups = (slice(None),) + (None,) * (timestep.ndim - 1)
         if self.label_embed is not None:
             if class_labels is None:
-                raise ValueError("this DiT has class labels: pass class_labels (num_classes is the null class)")
+                raise ValueError(
+                    "this DiT has class labels: pass class_labels (num_classes is the null class)"
+                )
             c = c + self.label_embed(class_labels)[groups]
         if self.pooled_embed is not None and pooled_projections is not None:
             c = c + self.pooled_embed(pooled_projections)[groups]
@@ -507,7 +523,9 @@ class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         ``residuals`` holds for each block what is added to its output, (B, N, D) or None.
         """
         if residuals is not None and len(residuals) != len(self.blocks):
-            raise ValueError(f"{len(residuals)} residuals for {len(self.blocks)} blocks: give one each, or None")
+            raise ValueError(
+                f"{len(residuals)} residuals for {len(self.blocks)} blocks: give one each, or None"
+            )
         for index, block in enumerate(self.blocks):
             hidden_states = self.run_block(lambda x, block=block: block(x, *args, **kwargs), hidden_states)
             residual = residuals[index] if residuals is not None else None

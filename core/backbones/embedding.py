@@ -8,12 +8,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LabelEmbed", "PatchEmbed", "TimestepEmbed", "sincos_positions", "sincos_table", "sinusoid", "unpatchify"]
+__all__ = [
+    "LabelEmbed",
+    "PatchEmbed",
+    "TimestepEmbed",
+    "sincos_positions",
+    "sincos_table",
+    "sinusoid",
+    "unpatchify",
+]
 
 
 def sincos_table(grid: Sequence[int], dim: int, order: Sequence[int] | None = None) -> Tensor:
     """Fixed sine-cosine positions of a grid, row-major tokens: (1, N, D) float32; see :func:`sincos_positions`."""
-    places = torch.meshgrid(*[torch.arange(g, dtype=torch.float64, device="cpu") for g in grid], indexing="ij")
+    places = torch.meshgrid(
+        *[torch.arange(g, dtype=torch.float64, device="cpu") for g in grid], indexing="ij"
+    )
     return sincos_positions(torch.stack(places, dim=-1).flatten(0, -2), dim, order)[None]
 
 
@@ -34,7 +44,9 @@ def sincos_positions(position_ids: Tensor, dim: int, order: Sequence[int] | None
     places = position_ids.to("cpu", torch.float64)
     axes = places.shape[-1]
     if dim % (2 * axes):
-        raise ValueError(f"sine-cosine positions over {axes} axes need a width that divides by {2 * axes}, not {dim}")
+        raise ValueError(
+            f"sine-cosine positions over {axes} axes need a width that divides by {2 * axes}, not {dim}"
+        )
     order = tuple(order) if order is not None else ((1, 0) if axes == 2 else tuple(range(axes)))
     half = dim // axes // 2
     frequencies = 1.0 / 10000 ** (torch.arange(half, dtype=torch.float64, device="cpu") / half)
@@ -48,7 +60,9 @@ def sincos_positions(position_ids: Tensor, dim: int, order: Sequence[int] | None
 def sinusoid(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
     """(B,) -> (B, dim), cosines first, frequencies max_period^(-k / half) in float32."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
     angle = t[..., None].float() * frequencies
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -83,7 +97,9 @@ class TimestepEmbed(nn.Module):
     def __init__(self, hidden_size: int, frequency_dim: int = 256) -> None:
         super().__init__()
         self.frequency_dim = frequency_dim
-        self.mlp = nn.Sequential(nn.Linear(frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """(...,) -> (..., D)."""

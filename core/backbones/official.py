@@ -90,7 +90,9 @@ def read_official_file(path: str | Path, prefer_ema: bool = True) -> dict[str, T
             content = content[name]
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise PolyditError(f"{path}: holds no state dict; expected tensors by name, or them under 'ema' or 'model'")
+        raise PolyditError(
+            f"{path}: holds no state dict; expected tensors by name, or them under 'ema' or 'model'"
+        )
     return content
 
 

@@ -57,12 +57,16 @@ def _rename(state_dict: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -
     return renamed
 
 
-def _build(system: str, state_dict: dict[str, Tensor], options: dict[str, Any], config: dict[str, Any]) -> DiT:
-    shared = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
-    shared += ("class_dropout_prob", "num_classes")
+def _build(
+    system: str, state_dict: dict[str, Tensor], options: dict[str, Any], config: dict[str, Any]
+) -> DiT:
+    shape = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
+    shared = (*shape, "class_dropout_prob", "num_classes")
     unknown = sorted(set(config) - set(shared))
     if unknown:
-        raise PolyditError(f"{system} has no argument {unknown[0]!r}; its arguments are {', '.join(shared)}, ...")
+        raise PolyditError(
+            f"{system} has no argument {unknown[0]!r}; its arguments are {', '.join(shared)}, ..."
+        )
     model = DiT(**{"mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, **config, **options})
     weights = {k: v for k, v in _rename(state_dict, RENAMES).items() if k not in ROTARY_KEYS}
     load_matching(model, weights, system)

@@ -25,7 +25,10 @@ def extends(parent: type) -> Callable[[Init], Init]:
             p for p in list(inspect.signature(parent.__init__).parameters.values())[1:] if p.name not in names
         ]
         named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        merged: list[Any] = [named[0], *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in named[1:] + inherited)]
+        merged: list[Any] = [
+            named[0],
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in named[1:] + inherited),
+        ]
         init.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
         return init
 

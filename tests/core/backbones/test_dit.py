@@ -45,7 +45,8 @@ def test_fresh_model_predicts_zero_and_learns_in_the_last_layer_first(options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"modulation": "adaln_single"}, {"context_dim": 12}, {"conv_kernel": 3, "conv_dense": True}]
+    "options",
+    [{}, {"modulation": "adaln_single"}, {"context_dim": 12}, {"conv_kernel": 3, "conv_dense": True}],
 )
 def test_every_fresh_block_is_the_identity(options):
     model = build(randomize=False, **options)
