@@ -121,6 +121,15 @@ def test_curve_and_exact_resume(folder, strategy, options):
 
 
 @pytest.mark.slow
+def test_buckets_are_shared_and_resumed(folder):
+    buckets = ["--data.buckets", "true", "--data.count", "22"]
+    straight = one("one", 7, *buckets)
+    one("halves", 3, *buckets)
+    equal(straight, one("halves", 7, *buckets, "--ckpt_path", "last"))
+    close(straight, two(folder, "ddp", "ddp", 7, *buckets))
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_any_strategy_loads_in_the_others(folder):
     goal = one("goal", 6)
     one("one", 3)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from polydit.core.backbones import DiT
+from polydit.core.data.buckets import bucket_loader
 from polydit.core.task import TaskSpec
 from polydit.core.training import DiffusionModule
 from polydit.core.training.resume import resumable_loader
@@ -50,13 +51,17 @@ class ToyData(LightningDataModule):
         held_out: int = 4,
         workers: int = 0,
         resumable: bool = False,
+        buckets: bool = False,
     ) -> None:
         super().__init__()
         self.batch_size, self.count, self.bad = batch_size, count, bad
-        self.held_out, self.workers, self.resumable = held_out, workers, resumable
+        self.held_out, self.workers, self.resumable, self.buckets = held_out, workers, resumable, buckets
 
     def train_dataloader(self) -> DataLoader:
         data = Squares(self.count, self.bad)
+        if self.buckets:  # of sizes 3 : 1
+            bucket_of = [int(number % 4 == 0) for number in range(self.count)]
+            return bucket_loader(data, bucket_of, self.trainer, self.batch_size, num_workers=self.workers)
         if self.resumable:
             return resumable_loader(data, self.trainer, self.batch_size, num_workers=self.workers)
         return DataLoader(data, self.batch_size, self.bad is None, drop_last=True, num_workers=self.workers)
