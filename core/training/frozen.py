@@ -55,7 +55,7 @@ class FrozenLinear(nn.Module):
             stored = nn.Parameter(stored.pin_memory(), requires_grad=False)  # twice as fast over the bus
         # Inside a list a parameter is not one of the module's own: `to` leaves it where it is.
         self._host = [stored] if offload else []
-        self.weight = None if offload else stored
+        self.weight: Tensor | None = None if offload else stored
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     def dense(self, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -149,7 +149,7 @@ def _quantized(kind: Quantization, weight: Tensor) -> nn.Parameter:
     """A weight (out, in) as diffusers' quantiser of this kind stores it."""
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
 
-    holder = nn.Module()
+    holder: Any = nn.Module()
     if kind == "int8":
         from diffusers import TorchAoConfig
         from torchao.quantization import Int8WeightOnlyConfig

@@ -93,7 +93,8 @@ def _samples(loader: Any, report: LoaderReport) -> list[Any]:
         report.problems.append(f"{report.name} data: holds no samples")
         return []
     count, end = min(SAMPLES, total), time.monotonic() + SECONDS
-    found, failed = [], {}
+    found: list[Any] = []
+    failed: dict[str, int] = {}
     for number in range(count):
         index = number * (total - 1) // max(count - 1, 1)
         try:

@@ -36,7 +36,7 @@ class _Call(nn.Module):
         return sample
 
 
-def side_multiple(transformer: nn.Module) -> list[int]:
+def side_multiple(transformer: Any) -> list[int]:
     """What each side of an input must be a multiple of: a patch, or a window of patches."""
     config = transformer.config
     axes = len(config.input_size) if isinstance(config.input_size, (list, tuple)) else 2
@@ -48,14 +48,14 @@ def side_multiple(transformer: nn.Module) -> list[int]:
 
 
 def example_inputs(
-    transformer: nn.Module, batch: int, windows: tuple[int, ...], seed: int = 0
+    transformer: Any, batch: int, windows: tuple[int, int], seed: int = 0
 ) -> dict[str, Tensor]:
     """Random inputs by their names in ``forward``.
 
     Args:
         transformer: A :class:`DiT` or :class:`StreamDiT`.
         batch: Samples.
-        windows: Size in multiples of :func:`side_multiple`, the last axes first if there are more.
+        windows: Height and width in multiples of :func:`side_multiple`; further axes have one.
         seed: Of the values.
 
     Raises:
@@ -66,8 +66,7 @@ def example_inputs(
             f"--format onnx: {type(transformer).__name__} has no ONNX form; DiT and StreamDiT have"
         )
     config, multiple = transformer.config, side_multiple(transformer)
-    windows = windows[-len(multiple) :] if len(windows) >= len(multiple) else (1, *windows)
-    size = [m * w for m, w in zip(multiple, windows, strict=True)]
+    size = [m * w for m, w in zip(multiple, (1, *windows)[-len(multiple) :], strict=True)]
     draw = torch.Generator().manual_seed(seed)
     inputs = {
         "hidden_states": torch.randn(batch, config.in_channels, *size, generator=draw),

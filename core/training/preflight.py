@@ -135,7 +135,7 @@ class Preflight:
             self.trainer.datamodule = data  # type: ignore[attr-defined]
             module.trainer = self.trainer
         with torch.device("meta"):
-            self.is_set_up = self.attempt(lambda: (module.setup("fit"),)) is not None
+            self.is_set_up = bool(self.attempt(lambda: self.set_up(module)))
         module.trainer = None  # what is asked from here on is outside of a run
         backbone = type(module.backbone).__name__
         total = sum(parameter.numel() for parameter in module.backbone.parameters())
@@ -146,6 +146,11 @@ class Preflight:
             self.attempt(lambda: continue_from(module.backbone, str(adapter.init_from)))
         if self.config.get("ckpt_path"):
             self.attempt(lambda: self.check_checkpoint(module))
+
+    def set_up(self, module: DiffusionModule) -> bool:
+        """As Lightning does before ``fit``."""
+        module.setup("fit")
+        return True
 
     def check_checkpoint(self, module: DiffusionModule) -> None:
         """Whether the run to resume can be."""

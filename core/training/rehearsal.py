@@ -278,7 +278,7 @@ class _Run:
             self.blocks._modules = whole
 
 
-def _equal_runs(module: nn.Module) -> Iterator[_Run]:
+def _equal_runs(module: Any) -> Iterator[_Run]:
     """The longest run of equal blocks of each list in the backbone, where it is long; outermost lists only."""
     taken: set[int] = set()
     for blocks in module.backbone.modules():
