@@ -23,15 +23,24 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
 """diffusers caches by the name on the command line: the class of the settings, and the settings."""
 
 
-def choose_weights(task: TaskSpec, given: str | Path | None) -> str | Path:
+def choose_weights(task: TaskSpec, given: str | Path | None, system: str | None = None) -> str | Path:
     """The folder or hub id that was given, or the folder of the weights that came with the task.
 
+    Args:
+        task: whose weights.
+        given: folder or hub id.
+        system: which of the task's systems, where several came with weights; by default the task's own choice.
+
     Raises:
-        PolyditError: none was given, and none came.
+        PolyditError: none was given, and none came; or both a folder and a system were given.
     """
     if given is not None:
+        if system is not None:
+            raise PolyditError(
+                f"--system {system}: chooses among the weights that came with the task; leave out --weights"
+            )
         return given
-    shipped = task.weights_folder()
+    shipped = task.weights_folder(system)
     if shipped is None or not shipped.is_dir():
         raise PolyditError(
             f"--weights: {task.name} comes without weights in this installation ({shipped}); "

@@ -68,6 +68,12 @@ def predict_parser(task: TaskSpec) -> Parser:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     add_options(parser, OPTIONS)
+    if systems := [entry for entry in task.systems if entry.weights]:
+        names = tuple(entry.name for entry in systems)
+        add_options(
+            parser,
+            [Option("--system", "str", None, "whose weights, of those that came with the task", names)],
+        )
     if task.predict_options:
         add_options(parser.add_argument_group(task.name), task.predict_options)
     return parser
@@ -101,7 +107,7 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
             raise PolyditError(
                 f"--output {options.output}: is the folder of {source.name}; choose another folder"
             )
-    weights = choose_weights(task, options.weights)
+    weights = choose_weights(task, options.weights, getattr(options, "system", None))
     kept = (
         {}
         if options.overwrite

@@ -73,6 +73,7 @@ class System:
         arxiv: its number, or ``None`` where there is none or it is not known.
         config: file name in ``configs/<task>/``.
         note: what a user should know before choosing it, in a few words.
+        weights: folder, relative to the task's distribution root, of its weights where some came with the task.
     """
 
     name: str
@@ -80,6 +81,7 @@ class System:
     arxiv: str | None
     config: str
     note: str = ""
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class TaskSpec:
             filled in, and ``.*`` is any one suffix. By kind of input, where kinds give different files. An input with a
             match in the output folder is kept unless ``--overwrite``.
         commands: further commands.
+        subclass_mode: its systems have modules and data modules of their own: `module` and `datamodule` are what these
+            subclass, and a config names them by ``class_path`` and ``init_args``.
     """
 
     name: str
@@ -138,6 +142,7 @@ class TaskSpec:
     input_kinds: tuple[str, ...] = ("image",)
     outputs: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ("{stem}.*",)
     commands: tuple[Command, ...] = field(default=())
+    subclass_mode: bool = False
 
     def outputs_of(self, source: Path) -> tuple[str, ...]:
         """The patterns of `outputs` for the kind of `source`, by its suffix; an unknown one is of the first kind."""
@@ -157,9 +162,21 @@ class TaskSpec:
         """``configs/<package>`` of the distribution that the task comes in."""
         return self.root() / "configs" / self.package
 
-    def weights_folder(self) -> Path | None:
-        """The folder of the default weights, whether or not it exists."""
-        return self.root() / self.default_weights if self.default_weights else None
+    def weights_folder(self, system: str | None = None) -> Path | None:
+        """The folder of a system's weights, by default of the default ones, whether or not it exists.
+
+        Raises:
+            PolyditError: there is no such system, or it comes without weights.
+        """
+        if system is None:
+            return self.root() / self.default_weights if self.default_weights else None
+        weights = {entry.name: entry.weights for entry in self.systems if entry.weights}
+        if system not in weights:
+            raise PolyditError(
+                f"--system {system}: {self.name} has no weights of it{nearest(system, weights)}; choose one of "
+                f"{', '.join(weights) or 'none'}, or give a folder with --weights"
+            )
+        return self.root() / weights[system]
 
     def weights_at_hand(self) -> list[Path]:
         """Folders of saved pipelines that came with the task."""

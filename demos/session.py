@@ -109,7 +109,7 @@ class PredictSession:
 
     def _pipeline(self, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         """The open pipeline if it is the one asked for, or else the one asked for in its place."""
-        weights = choose_weights(self.task, self.weights)
+        weights = choose_weights(self.task, self.weights, getattr(options, "system", None))
         lora = options.lora and (options.lora, _stamp(options.lora), options.lora_scale)
         asked = (weights, lora, options.device, options.dtype, options.cache)
         if self._open is None or self._open[0] != asked:

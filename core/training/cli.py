@@ -21,7 +21,7 @@ from ..adapters import count_trainable
 from ..errors import PolyditError
 from .card import Card
 from .checkpoints import Checkpoints, read_checkpoint, resume_command
-from .config import TRAINER_DEFAULTS, TaskCLI, instantiate
+from .config import TRAINER_DEFAULTS, TaskCLI, instantiate, model_settings
 from .ema import EMA
 from .pictures import Pictures
 from .progress import RunProgress
@@ -74,9 +74,10 @@ def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: li
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the base's path made absolute, so that a LoRA can be exported from another folder."""
-    source = config["model"].get("init_weights")
+    settings = model_settings(config)
+    source = settings.get("init_weights")
     if source and Path(source).exists():
-        config["model"]["init_weights"] = str(Path(source).resolve())
+        settings["init_weights"] = str(Path(source).resolve())
     return config
 
 

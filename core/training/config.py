@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..task import TaskSpec
     from .module import DiffusionModule
 
-__all__ = ["CheckpointOptions", "TaskCLI", "instantiate"]
+__all__ = ["CheckpointOptions", "TaskCLI", "instantiate", "model_settings"]
 
 
 @dataclass
@@ -58,6 +58,8 @@ class TaskCLI(LightningCLI):
         super().__init__(
             model_class=resolve(spec.module),
             datamodule_class=resolve(spec.datamodule),
+            subclass_mode_model=spec.subclass_mode,
+            subclass_mode_data=spec.subclass_mode,
             save_config_callback=None,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -115,6 +117,12 @@ class TaskCLI(LightningCLI):
             self.config_init = build(self.config)
         except ValueError as error:  # what constructors raise about their arguments
             raise PolyditError(f"config: {one_line(str(error), (), self.parser.prog)}") from error
+        from .module import DiffusionModule
+
+        if type(self.config_init["model"]) is DiffusionModule:  # what the systems' modules have in common
+            raise PolyditError(
+                "config section model: names no module of the task; give its class_path, and settings as init_args"
+            )
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
 
@@ -132,6 +140,12 @@ class TaskCLI(LightningCLI):
         import yaml
 
         return yaml.safe_load(self.dumped_config())
+
+
+def model_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What the module of a resolved config is built with, for reading and changing, in subclass mode too."""
+    model: dict[str, Any] = config["model"]
+    return model["init_args"] if model.keys() <= {"class_path", "init_args", "dict_kwargs"} else model
 
 
 def option_keys(parser: LightningArgumentParser) -> list[str]:

@@ -56,15 +56,16 @@ def _read(spec: TaskSpec, ckpt_path: str | Path) -> dict[str, Any]:
 def _module_of(
     spec: TaskSpec, checkpoint: dict[str, Any], weights: str, adapter_only: bool
 ) -> DiffusionModule:
-    from .config import instantiate
+    from .config import instantiate, model_settings
 
     config = copy.deepcopy(checkpoint["polydit"]["config"])
-    adapter = config["model"].get("adapter")
+    settings = model_settings(config)
+    adapter = settings.get("adapter")
     if adapter:
         adapter["init_from"] = None  # the checkpoint is further than that
     else:
-        config["model"]["init_weights"] = None  # all of them are in the checkpoint
-    config["model"] |= {"quantize": None, "offload": False}  # a way to train, not a part of the result
+        settings["init_weights"] = None  # all of them are in the checkpoint
+    settings |= {"quantize": None, "offload": False}  # a way to train, not a part of the result
     # These take a part of the base into the adapter, so their file needs the base's values.
     needs_base = not adapter or adapter.get("init", "default").startswith(("pissa", "olora"))
     device = "meta" if adapter_only and not needs_base else "cpu"
@@ -116,9 +117,11 @@ def export(
     Raises:
         PolyditError: the output exists, the checkpoint is unreadable, it holds no adapter, or the card lacks something.
     """
+    from .config import model_settings
+
     output = Path(output)
     checkpoint = _read(spec, ckpt_path)
-    has_adapter = bool(checkpoint["polydit"]["config"]["model"].get("adapter"))
+    has_adapter = bool(model_settings(checkpoint["polydit"]["config"]).get("adapter"))
     if what is None:
         what = "lora" if has_adapter and format == "diffusers" else "pipeline"
     if what == "lora":

@@ -112,7 +112,8 @@ class Preflight:
     def build(self, section: str, class_: type) -> Any:
         """The class of one section of the config, or the options of the trainer."""
         parser = LightningArgumentParser(exit_on_error=False, prog=f"polydit {self.task.name} fit")
-        parser.add_lightning_class_args(class_, section)
+        several = self.task.subclass_mode and section != "trainer"
+        parser.add_lightning_class_args(class_, section, subclass_mode=several)
         try:
             values = parser.parse_object({section: self.config[section]})
             make = getattr(parser, "instantiate", None) or parser.instantiate_classes
