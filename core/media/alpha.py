@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from ..alpha import over
+from .pixels import to_uint8
 
 __all__ = ["checkerboard", "on_checkerboard"]
 
@@ -21,6 +25,6 @@ def on_checkerboard(rgba: NDArray[np.uint8], cell: int = 8) -> NDArray[np.uint8]
     """Composite an 8-bit (H, W, 4) picture with straight alpha over a checkerboard: 8-bit (H, W, 3)."""
     if rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
         raise ValueError(f"on_checkerboard takes 8-bit (H, W, 4), not {rgba.dtype} {rgba.shape}")
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    back = checkerboard(rgba.shape[0], rgba.shape[1], cell)[..., None]
-    return np.rint(rgba[..., :3] * alpha + back * (1 - alpha)).astype(np.uint8)
+    layer = torch.from_numpy(rgba.transpose(2, 0, 1).copy()).float() / 255
+    back = torch.from_numpy(checkerboard(rgba.shape[0], rgba.shape[1], cell)).float().expand(3, -1, -1) / 255
+    return to_uint8(over(layer, back) * 2 - 1)
