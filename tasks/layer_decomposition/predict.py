@@ -1,0 +1,49 @@
+"""``polydit layer-decomposition predict``: one picture at a time, by the kind of pipeline that was loaded."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...core.errors import PolyditError
+from ...core.task import resolve
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from ...core.media import OutputWriter
+
+__all__ = ["predict_one"]
+
+_HERE = __name__.rpartition(".")[0]
+PREDICTORS = {
+    "LayerDecompositionPipeline": f"{_HERE}.object_layers:predict_object",
+}
+"""Class of a pipeline -> the function that runs it on one file, with the arguments of :func:`predict_one`.
+
+Each writes ``<stem>_layers.json`` (the layers bottom first: name, file, role, blend mode, opacity), which tells the
+command that a picture is done.
+"""
+
+
+def predict_one(
+    pipe: DiffusionPipeline, source: Path, writer: OutputWriter, options: Namespace, generator: torch.Generator
+) -> dict[str, Any]:
+    """Take one picture apart, and say what was done.
+
+    Returns:
+        A JSON-ready record: files, sizes, settings.
+
+    Raises:
+        PolyditError: the weights are of another task.
+    """
+    name = type(pipe).__name__
+    if name not in PREDICTORS:
+        raise PolyditError(
+            f"--weights: {name} does not decompose into layers; choose one of {', '.join(PREDICTORS)}"
+        )
+    record: dict[str, Any] = resolve(PREDICTORS[name])(pipe, source, writer, options, generator)
+    return record
