@@ -41,11 +41,13 @@ class PipelineIndex:
     Attributes:
         folder: where it lies.
         task: the task whose pipeline it is.
+        pipeline: import path of the pipeline's class.
         components: the library and class of each component that is not empty.
     """
 
     folder: Path
     task: TaskSpec
+    pipeline: str
     components: dict[str, tuple[str, str]]
 
 
@@ -65,7 +67,7 @@ def load(source: str | Path, *, task: str | None = None, **kwargs: Any) -> Diffu
             missing or damaged, weights are pickled, do not fit the component, or hold NaN or infinity.
     """
     index = locate(source, task)
-    pipeline_class = resolve(index.task.pipeline)
+    pipeline_class = resolve(index.pipeline)
     for part, (library, class_name) in index.components.items():
         # diffusers takes other classes than its own only from modules that the caller imported. `read_index` has
         # refused every import path outside PolyDiT and the installed tasks.
@@ -153,9 +155,9 @@ def read_index(folder: Path) -> PipelineIndex:
     if not file.is_file():
         raise PolyditError(_describe_other(folder))
     entries = _read_json(file)
-    name = entries.get("_class_name")
+    name = str(entries.get("_class_name"))
     tasks, broken = find_tasks()
-    owners = [task for task in tasks.values() if task.pipeline.partition(":")[2] == name]
+    owners = [task for task in tasks.values() if name in task.pipelines()]
     if not owners:
         failed = f" ({broken[0].name} cannot be loaded: {broken[0].reason})" if broken else ""
         raise PolyditError(
@@ -174,7 +176,7 @@ def read_index(folder: Path) -> PipelineIndex:
                 "refused, as importing runs code"
             )
         components[part] = (library, class_name)
-    return PipelineIndex(folder, owners[0], components)
+    return PipelineIndex(folder, owners[0], owners[0].pipelines()[name], components)
 
 
 # -- where ---------------------------------------------------------------------------------------------------

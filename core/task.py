@@ -74,6 +74,7 @@ class System:
         config: file name in ``configs/<task>/``.
         note: what a user should know before choosing it, in a few words.
         weights: folder, relative to the task's distribution root, of its weights where some came with the task.
+        pipeline: import path of its own pipeline class, where it is another than the task's.
     """
 
     name: str
@@ -82,6 +83,7 @@ class System:
     config: str
     note: str = ""
     weights: str | None = None
+    pipeline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,11 @@ class TaskSpec:
     def root(self) -> Path:
         """Folder of the top-level package that the task comes in, found without importing it."""
         return package_root(self.module.partition(":")[0].partition(".")[0])
+
+    def pipelines(self) -> dict[str, str]:
+        """Import paths of the task's pipeline classes by their names, its systems' own included."""
+        paths = [self.pipeline, *(entry.pipeline for entry in self.systems if entry.pipeline)]
+        return {path.partition(":")[2]: path for path in paths}
 
     def config_folder(self) -> Path:
         """``configs/<package>`` of the distribution that the task comes in."""

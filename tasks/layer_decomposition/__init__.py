@@ -65,6 +65,7 @@ TASK = TaskSpec(
             title="Transparent Image Layer Diffusion using Latent Transparency",
             arxiv="2402.17113",
             config="layerdiffuse.yaml",
+            pipeline="polydit.tasks.layer_decomposition.transparency_pipeline:TransparencyPipeline",
         ),
         System(
             name="illustration",
@@ -73,6 +74,7 @@ TASK = TaskSpec(
             config="illustration.yaml",
             note="line art, flat colour, shadow, highlight; small weights in the package",
             weights="demos/weights/layer_decomposition_illustration",
+            pipeline="polydit.tasks.layer_decomposition.illustration_pipeline:IllustrationLayersPipeline",
         ),
         System(
             name="Qwen-Image-Layered",
@@ -80,6 +82,7 @@ TASK = TaskSpec(
             arxiv="2512.15603",
             config="qwen_image_layered.yaml",
             note="any number of layers; the released model where you have it",
+            pipeline="polydit.tasks.layer_decomposition.layer_stack_pipeline:LayerStackPipeline",
         ),
     ),
     module="polydit.core.training:DiffusionModule",

@@ -21,6 +21,9 @@ __all__ = ["predict_one"]
 _HERE = __name__.rpartition(".")[0]
 PREDICTORS = {
     "LayerDecompositionPipeline": f"{_HERE}.object_layers:predict_object",
+    "IllustrationLayersPipeline": f"{_HERE}.illustration_predict:predict_illustration",
+    "TransparencyPipeline": f"{_HERE}.transparency_predict:predict_transparency",
+    "LayerStackPipeline": f"{_HERE}.layer_stack_predict:predict_stack",
 }
 """Class of a pipeline -> the function that runs it on one file, with the arguments of :func:`predict_one`.
 
@@ -30,7 +33,11 @@ command that a picture is done.
 
 
 def predict_one(
-    pipe: DiffusionPipeline, source: Path, writer: OutputWriter, options: Namespace, generator: torch.Generator
+    pipe: DiffusionPipeline,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
 ) -> dict[str, Any]:
     """Take one picture apart, and say what was done.
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import polydit
 from polydit.core.errors import PolyditError
 from polydit.core.load import locate, read_index
+from polydit.core.task import System, find_tasks
 
 
 @pytest.fixture
@@ -255,3 +257,16 @@ class Bomb:
 
     def __reduce__(self) -> tuple:
         return BOOM.append, ("boom",)
+
+
+def test_a_system_may_have_a_pipeline_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    tasks = find_tasks()[0]
+    dummy = tasks["dummy"]
+    own = System("dawn", "Dawn", None, "dawn.yaml", pipeline="polydit_dummy.dawn:DawnPipeline")
+    changed = {**tasks, "dummy": replace(dummy, systems=(*dummy.systems, own))}
+    monkeypatch.setattr("polydit.core.load.find_tasks", lambda: (changed, []))
+    assert read_index(folder).pipeline == dummy.pipeline
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "DawnPipeline"}))
+    assert read_index(folder).pipeline == own.pipeline
+    assert read_index(folder).task.name == "dummy"
