@@ -1,0 +1,158 @@
+"""``polydit segmentation predict``: one picture or video at a time, by the kind of pipeline that was loaded."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...core.data.images import read_image, to_uint8
+from ...core.data.video import VideoReader, is_video
+from ...core.errors import PolyditError
+from ...core.media import OutputWriter
+from ...core.task import resolve
+from .cutout import cut_out, overlay
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["SEGMENTERS", "Segmented", "predict_one"]
+
+_HERE = __name__.rpartition(".")[0]
+SEGMENTERS = {
+    "SegmentationPipeline": f"{_HERE}.segment:segment",
+    "PDFNetPipeline": f"{_HERE}.pdfnet_pipeline:segment",
+    "FewShotPipeline": f"{_HERE}.few_shot_pipeline:segment",
+}
+"""Class of a pipeline -> ``segment(pipe, picture, source, options, generator) -> Segmented``.
+
+``picture`` is (H, W, 3) uint8 (a file, or a frame of a video), ``source`` the file that it is from.
+"""
+
+Segment = Callable[["DiffusionPipeline", NDArray[np.uint8], Path, Namespace, torch.Generator], "Segmented"]
+
+
+@dataclass
+class Segmented:
+    """What a system says of one picture.
+
+    Attributes:
+        alpha: (H, W) float32 in [0, 1].
+        edges: (H, W) float32 in [0, 1], of systems that predict them.
+        threshold: where it wants its hard mask cut, if not at ``--threshold``.
+        record: JSON-ready, added to the input's record.
+    """
+
+    alpha: NDArray[np.float32]
+    edges: NDArray[np.float32] | None = None
+    threshold: float | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def predict_one(
+    pipe: DiffusionPipeline,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """Write ``<stem>_alpha.png``, ``<stem>_mask.png`` and ``<stem>_cutout.png``; of a video, one of grey frames.
+
+    Returns:
+        A JSON-ready record: files, sizes, share of the picture that is object.
+
+    Raises:
+        PolyditError: the weights are of another task, or an option does not fit them or the picture.
+    """
+    segment = segmenter(pipe)
+    if not 0 < options.threshold < 1:
+        raise PolyditError(f"--threshold {options.threshold:g}: must lie between 0 and 1")
+    if is_video(source):
+        return predict_video(pipe, segment, source, writer, options, generator)
+    picture = to_uint8(read_image(source)[0])
+    found = segment(pipe, picture, source, options, generator)
+    if options.edges and found.edges is None:
+        raise PolyditError(f"--edges: {type(pipe).__name__} predicts none; leave it out")
+    alpha = to_bytes(found.alpha)
+    mask = hard_mask(found, options.threshold)
+    stem, outputs = source.stem, {"alpha": alpha, "mask": mask, "cutout": cut_out(picture, found.alpha)}
+    if options.edges and found.edges is not None:
+        outputs["edges"] = to_bytes(found.edges)
+    if options.overlay:
+        outputs["overlay"] = overlay(picture, found.alpha)
+    files = [writer.image(f"{stem}_{name}.png", pixels).name for name, pixels in outputs.items()]
+    height, width = picture.shape[:2]
+    # The first is what tells that an input is done, so that it is written when all others are.
+    return {
+        "files": files,
+        "size": [width, height],
+        "foreground": round(float(mask.mean()) / 255, 4),
+        **found.record,
+    }
+
+
+def predict_video(
+    pipe: DiffusionPipeline,
+    segment: Segment,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """Write ``<stem>_alpha.mp4`` or ``<stem>_mask.mp4``: the mask of each frame as a grey frame."""
+    from ...core.media.video import VideoWriter
+
+    name, seed = f"{source.stem}_{options.video}.mp4", int(torch.randint(2**62, (), generator=generator))
+    progress = getattr(options, "progress", None) or (lambda done, total: None)
+    options = Namespace(**{**vars(options), "progress": None})
+    with VideoReader(source) as reader:
+        with (
+            writer.open(name) as file,
+            VideoWriter(file, reader.width, reader.height, reader.rate) as video,
+        ):
+            frames = 0
+            for frame in reader:
+                same = torch.Generator().manual_seed(seed)  # noise of its own would flicker
+                found = segment(pipe, frame.pixels, source, options, same)
+                grey = (
+                    to_bytes(found.alpha) if options.video == "alpha" else hard_mask(found, options.threshold)
+                )
+                video.write(np.repeat(grey[..., None], 3, axis=2), frame.time)
+                frames += 1
+                progress(frames, max(frames, reader.frames))
+        return {
+            "files": [name],
+            "size": [reader.width, reader.height],
+            "frames": frames,
+            "frames_per_second": float(reader.rate),
+        }
+
+
+def segmenter(pipe: DiffusionPipeline) -> Segment:
+    """The function that runs this kind of pipeline on a picture.
+
+    Raises:
+        PolyditError: it does not segment.
+    """
+    name = type(pipe).__name__
+    if name not in SEGMENTERS:
+        raise PolyditError(f"--weights: {name} does not segment; choose one of {', '.join(SEGMENTERS)}")
+    segment: Segment = resolve(SEGMENTERS[name])
+    return segment
+
+
+def hard_mask(found: Segmented, threshold: float) -> NDArray[np.uint8]:
+    """(H, W) of 0 and 255."""
+    limit = threshold if found.threshold is None else found.threshold
+    return np.where(found.alpha > limit, 255, 0).astype(np.uint8)
+
+
+def to_bytes(soft: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] to 0..255."""
+    return np.rint(soft.clip(0, 1) * 255).astype(np.uint8)
