@@ -1,0 +1,220 @@
+"""Where try-on finds its pairs: drawn people and garments.
+
+Every batch is a dict of float32 tensors: ``person`` and ``garment`` (B, 3, H, W) in [-1, 1], ``mask`` (B, 1, H, W) with
+1 where the person is to be generated anew, ``masked_person`` (the person with 0, grey, under the mask),
+``garment_mask`` (B, 1, H, W) of the garment laid flat, ``worn_mask`` (B, 1, H, W) of what is visible of it when worn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...core.errors import PolyditError
+from ...core.training.resume import resumable_loader
+from .synthetic.scene import MASKS, Scene, draw_scene
+from .synthetic.sources import CorpusSources, ProceduralSources
+
+__all__ = ["DrawnPairs", "SyntheticTryOn", "TryOnData", "as_sample"]
+
+KEPT = ("person", "garment", "mask", "worn", "garment_mask")
+
+
+def as_sample(
+    person: NDArray[np.uint8], garment: NDArray[np.uint8], mask: NDArray[np.uint8], **more: NDArray[np.uint8]
+) -> dict[str, Tensor]:
+    """A sample from 8-bit pictures (H, W, 3) and masks (H, W), 255 inside."""
+    sample = {"person": _signed(person), "garment": _signed(garment), "mask": _share(mask)}
+    sample["masked_person"] = sample["person"] * (1 - sample["mask"])
+    return sample | {name: _share(values) for name, values in more.items()}
+
+
+def _signed(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(127.5).sub_(1)
+
+
+def _share(mask: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask[None])).float().div_(255)
+
+
+class DrawnPairs(Dataset[dict[str, Tensor]]):
+    """Drawn scenes; sample number i is the same in every process.
+
+    Args:
+        size: (height, width) in pixels.
+        pictures: where fabrics, prints and backgrounds come from.
+        split: ``train``, ``val`` or ``test``.
+        distinct: how many scenes there are; each is drawn once and then kept as 8-bit levels.
+        length: samples in an epoch; scenes repeat, every other time mirrored.
+        mask: kind of the agnostic masks, at random when ``None``.
+        shift: persons get the garment of the scene this many further on, so that ``person`` is what they wore and
+            no answer is known; ``worn_mask`` is left out.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        pictures: CorpusSources | ProceduralSources,
+        *,
+        split: str = "train",
+        distinct: int = 10_000,
+        length: int | None = None,
+        mask: str | None = None,
+        shift: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.size, self.pictures, self.split, self.seed = size, pictures, split, seed
+        self.distinct, self.length, self.mask, self.shift = distinct, length or distinct, mask, shift
+        # Pages of memory that are not written to are not taken.
+        self._kept = {
+            name: np.empty((distinct, *size, *((3,) if name in ("person", "garment") else ())), np.uint8)
+            for name in KEPT
+        }
+        self._drawn = np.zeros(distinct, bool)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, number: int) -> Scene:
+        """The scene that a number belongs to, drawn anew."""
+        options: dict[str, Any] = {"split": self.split, "seed": self.seed, "mask": self.mask}
+        if self.shift:
+            options["garment"] = (number + self.shift) % self.distinct
+        return draw_scene(number, self.size, self.pictures, **options)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        turn, number = divmod(index, self.distinct)
+        if not self._drawn[number]:
+            scene = self.scene(number)
+            for name in KEPT:
+                self._kept[name][number] = (getattr(scene, name).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+            if self.shift:
+                other = draw_scene(
+                    number, self.size, self.pictures, split=self.split, seed=self.seed, mask=self.mask
+                )
+                self._kept["person"][number] = (other.person.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+            self._drawn[number] = True
+        pictures = {name: values[number] for name, values in self._kept.items()}
+        if turn % 2:
+            pictures = {name: values[:, ::-1] for name, values in pictures.items()}
+        worn = pictures.pop("worn")
+        return as_sample(**pictures, **({} if self.shift else {"worn_mask": worn}))
+
+
+class TryOnData(LightningDataModule):
+    """Pairs for try-on; subclasses say in ``setup`` what ``train_set`` and ``val_set`` are.
+
+    Args:
+        height, width: of all pictures, pixels.
+        batch_size: pairs per step.
+        num_workers: processes that prepare pairs; 0 prepares them in the training process.
+        seed: of all draws.
+
+    Raises:
+        PolyditError: a size is too small.
+    """
+
+    train_set: Dataset[dict[str, Tensor]]
+    val_set: Dataset[dict[str, Tensor]]
+
+    def __init__(
+        self, height: int = 96, width: int = 64, batch_size: int = 16, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, side in (("height", height), ("width", width)):
+            if side < 16:
+                raise PolyditError(f"--data.{name} {side}: too small; give 16 or more pixels")
+        self.size = (height, width)
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Pairs in an order that depends on the seed only."""
+        return resumable_loader(
+            self.train_set,
+            self.trainer,
+            self.batch_size,
+            seed=self.seed,
+            numbered=isinstance(self.train_set, DrawnPairs),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The fixed held-out pairs."""
+        return DataLoader(self.val_set, batch_size=min(self.batch_size, 16))
+
+    test_dataloader = val_dataloader
+
+
+class SyntheticTryOn(TryOnData):
+    """Drawn people and garments.
+
+    Args:
+        corpus: a corpus made by ``polydit corpus build``, whose photographs and cut-outs become fabrics, prints and
+            backgrounds; without one (``None``) these are drawn, too.
+        height, width: of all pictures, pixels.
+        batch_size: pairs per step.
+        distinct: training scenes; each is drawn when it is first needed (a fiftieth of a second at 96 x 64) and kept in
+            memory, so keep ``num_workers`` at 0 or 1.
+        held_out: validation scenes.
+        masks: ``body``, ``hull`` or ``painted`` agnostic masks only; all kinds, mostly ``body``, by default.
+        num_workers: processes that prepare pairs.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        corpus: str | None = "data/corpus",
+        height: int = 96,
+        width: int = 64,
+        batch_size: int = 16,
+        distinct: int = 10_000,
+        held_out: int = 64,
+        masks: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(height, width, batch_size, num_workers, seed)
+        if masks is not None and masks not in MASKS:
+            raise PolyditError(f"--data.masks: {masks!r} is unknown; choose from {', '.join(MASKS)}")
+        if min(distinct, held_out) < 1:
+            raise PolyditError("--data.distinct, --data.held_out: give 1 or more scenes")
+        self.corpus, self.masks, self.distinct, self.held_out = corpus, masks, distinct, held_out
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the corpus.
+
+        Raises:
+            PolyditError: it is not there, or has no photographs or cut-outs.
+        """
+        self.train_set = DrawnPairs(
+            self.size,
+            self.pictures("train"),
+            distinct=self.distinct,
+            length=max(self.distinct, 1_000_000),
+            mask=self.masks,
+            seed=self.seed,
+        )
+        self.val_set = DrawnPairs(
+            self.size, self.pictures("val"), split="val", distinct=self.held_out, mask="body", seed=self.seed
+        )
+
+    def pictures(self, split: str) -> CorpusSources | ProceduralSources:
+        """Where a split's fabrics, prints and backgrounds come from."""
+        if self.corpus is None:
+            return ProceduralSources()
+        root = Path(self.corpus).expanduser()
+        if not (root / "manifest.jsonl").is_file():
+            raise PolyditError(
+                f"--data.corpus {self.corpus}: no corpus there; make one with `polydit corpus build --output "
+                f"{self.corpus}`, or draw everything with --data.corpus null"
+            )
+        return CorpusSources(root, split)

@@ -1,0 +1,115 @@
+"""Where drawn scenes take their pictures from: photographs and cut-outs of a corpus, or plain procedures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ....core.data.images import read_image
+from ....core.data.picture_lists import pictures_of
+from ....core.errors import PolyditError
+
+__all__ = ["CorpusSources", "ProceduralSources"]
+
+PHOTO_SIDE = 512
+CUTOUT_SIDE = 160
+
+
+class ProceduralSources:
+    """Clouds of colour for photographs and simple figures for cut-outs; needs no files.
+
+    Attributes:
+        has_pictures: whether photographs and cut-outs are real ones.
+    """
+
+    has_pictures = False
+
+    def photo(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A (128, 128, 3) picture of soft clouds in a few colours."""
+        noise = sum((np.asarray(_enlarge(rng.random((n, n, 3)), 128)) - 0.5) / n**0.5 for n in (4, 8, 16, 32))
+        base = rng.uniform(0.2, 0.8, 3)
+        return (np.clip(base + noise, 0, 1) * 255).astype(np.uint8)
+
+    def cutout(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A (64, 64, 4) figure: star, ring, flower or blob, in two colours."""
+        y, x = np.mgrid[-1:1:64j, -1:1:64j]
+        radius, angle = np.hypot(x, y), np.arctan2(y, x)
+        points = int(rng.integers(3, 8))
+        wave = np.cos(points * angle + rng.uniform(0, 6.3))
+        outline = rng.uniform(0.6, 0.75) + rng.uniform(-0.22, 0.22) * wave
+        inner = rng.uniform(0.2, 0.6)
+        colours = rng.integers(0, 256, (2, 3))
+        rgb = np.where((radius < outline * inner)[..., None], colours[0], colours[1])
+        alpha = np.clip((outline - radius) * 32 + 0.5, 0, 1) * 255
+        return np.concatenate([rgb, alpha[..., None]], axis=-1).astype(np.uint8)
+
+
+class CorpusSources:
+    """Photographs and cut-outs of one split of a corpus made by ``polydit corpus build``.
+
+    Pictures are reduced when they are first read and then kept, about 200 MB for the whole corpus.
+
+    Args:
+        root: the corpus.
+        split: ``train``, ``val``, or ``test``, which are the reserved pictures: for evaluation only.
+
+    Raises:
+        PolyditError: there is no corpus, or it lacks photographs or cut-outs.
+    """
+
+    has_pictures = True
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        name = "reserved" if split == "test" else split
+        options: dict[str, Any] = {"allow_reserved": split == "test"}
+        self._files = {
+            kind: [path for path, _ in pictures_of(root, name, kind=kind, **options)]
+            for kind in ("photos", "cutouts")
+        }
+        self._kept: dict[Path, NDArray[np.uint8]] = {}
+
+    def photo(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """(H, W, 3), at most 512 pixels long."""
+        return self._draw("photos", rng)
+
+    def cutout(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """(H, W, 4), at most 160 pixels long, without empty borders."""
+        return self._draw("cutouts", rng)
+
+    def _draw(self, kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
+        files = self._files[kind]
+        first = int(rng.integers(len(files)))
+        for path in files[first:] + files[:first]:  # the next one, where one cannot be read
+            try:
+                return self._read(path, kind)
+            except PolyditError:
+                continue
+        raise PolyditError(f"{files[0].parent}: none of {len(files)} pictures can be read; build it again")
+
+    def _read(self, path: Path, kind: str) -> NDArray[np.uint8]:
+        if path not in self._kept:
+            pixels, info = read_image(path, background=None)
+            if kind == "photos":
+                picture = Image.fromarray(pixels)
+                picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+            else:
+                alpha = info.alpha if info.alpha is not None else np.full(pixels.shape[:2], 255, np.uint8)
+                picture = Image.fromarray(np.concatenate([pixels, alpha[..., None]], axis=-1))
+                picture = picture.crop(picture.getchannel("A").getbbox())
+                picture.thumbnail((CUTOUT_SIDE, CUTOUT_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+            self._kept[path] = np.asarray(picture)
+        return self._kept[path]
+
+
+def _enlarge(values: NDArray[Any], side: int) -> NDArray[np.float32]:
+    channels = [
+        np.asarray(
+            Image.fromarray(values[..., c].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        )
+        for c in range(values.shape[-1])
+    ]
+    return np.stack(channels, axis=-1)
