@@ -2,7 +2,8 @@
 
 Functions of two pictures: `psnr`, `ssim`, `ms_ssim`, `gmsd`. Networks with the user's weights: `LPIPS`,
 `DISTS`. Over a data set: `PictureMean` of any of these, `FrechetDistance` (FID) and `KernelDistance` (KID) on
-any features, `InceptionFeatures` among them. A metric whose weights are missing raises `MissingWeightsError`.
+any features, `InceptionFeatures` among them. Of masks: `saliency_scores` and, over a data set, `SaliencyMetrics`.
+A metric whose weights are missing raises `MissingWeightsError`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .inception import InceptionFeatures
 from .lpips import LPIPS
 from .pictures import levels, luma
 from .psnr import psnr
+from .saliency import saliency_scores
 from .ssim import ms_ssim, ssim
 from .weights import MissingWeightsError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .average import PictureMean
     from .frechet import FrechetDistance, frechet_distance
     from .kernel import KernelDistance, kernel_distance
+    from .saliency_set import SaliencyMetrics
 
 __all__ = [
     "DISTS",
@@ -32,6 +35,7 @@ __all__ = [
     "KernelDistance",
     "MissingWeightsError",
     "PictureMean",
+    "SaliencyMetrics",
     "frechet_distance",
     "gmsd",
     "kernel_distance",
@@ -39,6 +43,7 @@ __all__ = [
     "luma",
     "ms_ssim",
     "psnr",
+    "saliency_scores",
     "ssim",
 ]
 
@@ -49,6 +54,7 @@ _NEED_TORCHMETRICS = {
     "frechet_distance": "frechet",
     "KernelDistance": "kernel",
     "kernel_distance": "kernel",
+    "SaliencyMetrics": "saliency_set",
 }
 
 
