@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backbones.pretrained import PretrainedTransformer
 
-__all__ = ["INPUT_LAYERS", "find_input_layer", "widen_input"]
+__all__ = ["INPUT_LAYERS", "duplicate_input", "find_input_layer", "widen_input"]
 
 # Where the models keep the layer that reads their input, first match wins.
 INPUT_LAYERS: tuple[str, ...] = (
@@ -53,6 +53,31 @@ def widen_input(model: nn.Module, extra_channels: int, layer: str | None = None)
         _widen(model.transformer, extra_channels * columns, extra_channels * config, layer)
         return model
     return _widen(model, extra_channels, extra_channels, layer)
+
+
+def duplicate_input(model: nn.Module, copies: int = 2, layer: str | None = None) -> nn.Module:
+    """Let a model read ``copies`` times its input channels, in place: each copy through 1 / ``copies`` of the weights.
+
+    With the same content in all copies the output is the original's. Marigold (arXiv 2312.02145), DiffDIS and DiffewS
+    read picture and noise like this.
+
+    Args:
+        model: as in :func:`widen_input`.
+        copies: how many.
+        layer: name of the input layer when it is none of :data:`INPUT_LAYERS`.
+
+    Returns:
+        The same model; its ``config.in_channels`` says the new number.
+    """
+    inner = model.transformer if isinstance(model, PretrainedTransformer) else model
+    name = layer or find_input_layer(inner)
+    old = inner.get_submodule(name).weight
+    channels = model.in_channels if isinstance(model, PretrainedTransformer) else old.shape[1]
+    widen_input(model, (copies - 1) * channels, layer)
+    with torch.no_grad():
+        # Packed latents have their channels slowest, so that a further copy stands behind the first there, too.
+        inner.get_submodule(name).weight.copy_(torch.cat([old] * copies, dim=1) / copies)
+    return model
 
 
 def _widen(model: nn.Module, columns: int, channels: int, layer: str | None) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn
 
 from polydit.core.backbones import DiT
 from polydit.core.conditioning import widen_input
-from polydit.core.conditioning.channels import find_input_layer
+from polydit.core.conditioning.channels import duplicate_input, find_input_layer
 
 T = torch.tensor([0.2, 0.7])
 
@@ -238,3 +238,16 @@ def test_the_layer_can_be_named_and_a_model_without_one_is_told():
     with pytest.raises(ValueError, match="none of the known input layers"):
         widen_input(model, 1)
     assert widen_input(model, 1, layer="0")[0].in_features == 4
+
+
+@pytest.mark.parametrize("name", ["native", "pixart", "sd3", "flux"])
+def test_equal_copies_of_the_input_give_the_original_output(name, noise):
+    _, call, shape, _ = MODELS[name]
+    model, x = build(name), noise(2, *shape)
+    with torch.no_grad():
+        before = call(model, x)
+        duplicate_input(model)
+        both = call(model, torch.cat([x, x], dim=1))
+        other = call(model, torch.cat([x, 0 * x], dim=1))
+    torch.testing.assert_close(both, before, atol=1e-5, rtol=1e-5)
+    assert (other - before).abs().max() > 1e-3
