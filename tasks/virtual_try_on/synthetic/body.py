@@ -259,12 +259,12 @@ def _draw_arm(rng: np.random.Generator, torso: Torso, across: float, length: flo
         "raised": (rng.uniform(1.1, 2.2), rng.uniform(-1.2, 0.3)),
     }[str(rng.choice(["hanging", "hip", "front", "raised"], p=[0.45, 0.17, 0.2, 0.18]))]
     sign = np.sign(across)
-    shoulder = torso.point(across * 0.97, 0.13)
+    shoulder = torso.point(across * 0.96, 0.2)
     first = sign * outward + torso.lean
     elbow = shoulder + length * np.array([np.sin(first), np.cos(first)])
     second = first - sign * bend
     wrist = elbow + 0.88 * length * np.array([np.sin(second), np.cos(second)])
-    return Limb(shoulder, elbow, wrist, (0.1 * thick, 0.078 * thick, 0.055 * thick))
+    return Limb(shoulder, elbow, wrist, (0.098 * thick, 0.076 * thick, 0.055 * thick))
 
 
 def _draw_leg(rng: np.random.Generator, torso: Torso, across: float) -> Limb:

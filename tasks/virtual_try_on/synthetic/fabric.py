@@ -71,7 +71,10 @@ def draw_fabric(rng: np.random.Generator, pictures: Pictures, resolution: int) -
         dy = y / period - row
         share = np.clip(0.5 + (rng.uniform(0.2, 0.34) - np.hypot(dx, dy)) * period / pixel, 0, 1)
     sheet = base + (other - base) * share[..., None]
-    weave = rng.normal(0, rng.choice([0.0, 0.012, 0.03]), (resolution // 2 + 1,) * 2).astype(np.float32)
+    strength = rng.choice([0.0, 0.012, 0.03])
+    # Threads of their own: how many are drawn depends on the resolution, what is drawn after them must not.
+    threads = np.random.default_rng(rng.integers(2**62))
+    weave = threads.normal(0, strength, (resolution // 2 + 1,) * 2).astype(np.float32)
     weave = np.repeat(np.repeat(weave, 2, 0), 2, 1)[:resolution, :resolution]
     return np.clip(sheet + weave[..., None], 0, 1).astype(np.float32)
 

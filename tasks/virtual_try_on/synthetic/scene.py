@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..masks import convex_hull, dilate
+from ....core.data.masks import convex_hull, dilate
 from .body import SPLITS, draw_body
 from .fabric import Pictures
 from .flat import draw_flat

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ....core.data.images import read_image
+from ....core.data.held import HeldPictures
+from ....core.data.images import read_image, to_uint8
 from ....core.data.picture_lists import pictures_of
 from ....core.errors import PolyditError
 
@@ -70,39 +71,40 @@ class CorpusSources:
             kind: [path for path, _ in pictures_of(root, name, kind=kind, **options)]
             for kind in ("photos", "cutouts")
         }
-        self._kept: dict[Path, NDArray[np.uint8]] = {}
+        self._photos, self._cutouts = HeldPictures(_small_photo, 150), HeldPictures(_small_cutout, 250)
 
     def photo(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """(H, W, 3), at most 512 pixels long."""
-        return self._draw("photos", rng)
+        return self._draw("photos", self._photos, rng)
 
     def cutout(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """(H, W, 4), at most 160 pixels long, without empty borders."""
-        return self._draw("cutouts", rng)
+        return self._draw("cutouts", self._cutouts, rng)
 
-    def _draw(self, kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _draw(self, kind: str, read: HeldPictures, rng: np.random.Generator) -> NDArray[np.uint8]:
         files = self._files[kind]
         first = int(rng.integers(len(files)))
         for path in files[first:] + files[:first]:  # the next one, where one cannot be read
             try:
-                return self._read(path, kind)
+                return read(path)
             except PolyditError:
                 continue
         raise PolyditError(f"{files[0].parent}: none of {len(files)} pictures can be read; build it again")
 
-    def _read(self, path: Path, kind: str) -> NDArray[np.uint8]:
-        if path not in self._kept:
-            pixels, info = read_image(path, background=None)
-            if kind == "photos":
-                picture = Image.fromarray(pixels)
-                picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-            else:
-                alpha = info.alpha if info.alpha is not None else np.full(pixels.shape[:2], 255, np.uint8)
-                picture = Image.fromarray(np.concatenate([pixels, alpha[..., None]], axis=-1))
-                picture = picture.crop(picture.getchannel("A").getbbox())
-                picture.thumbnail((CUTOUT_SIDE, CUTOUT_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-            self._kept[path] = np.asarray(picture)
-        return self._kept[path]
+
+def _small_photo(path: Path) -> NDArray[np.uint8]:
+    picture = Image.fromarray(to_uint8(read_image(path)[0]))
+    picture.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(picture)
+
+
+def _small_cutout(path: Path) -> NDArray[np.uint8]:
+    pixels, info = read_image(path, background=None)
+    alpha = info.alpha if info.alpha is not None else np.full(pixels.shape[:2], 255, np.uint8)
+    picture = Image.fromarray(to_uint8(np.concatenate([pixels, alpha[..., None]], axis=-1)))
+    picture = picture.crop(picture.getchannel("A").getbbox())
+    picture.thumbnail((CUTOUT_SIDE, CUTOUT_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(picture)
 
 
 def _enlarge(values: NDArray[Any], side: int) -> NDArray[np.float32]:
