@@ -11,7 +11,8 @@ from pathlib import Path
 
 __all__ = ["KINDS", "add_arguments", "run"]
 
-KINDS = ("photos", "cutouts", "meshes")
+KINDS = ("photos", "cutouts", "meshes", "illustrations")
+DEFAULT_KINDS = KINDS[:3]  # the fourth needs the renderer of an extra, and half an hour
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kinds",
-        default=",".join(KINDS),
+        default=",".join(DEFAULT_KINDS),
         metavar="K,K",
-        help="what to gather: photos, cutouts, meshes (default: all)",
+        help="what to gather: photos, cutouts, meshes, illustrations (default: all but the last, which needs the "
+        "extra polydit[vectors])",
     )
     parser.add_argument(
         "--max-side",

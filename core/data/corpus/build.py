@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import PolyditError
+from . import KINDS
 from .debian import Deb, candidate_version, download, licence_of
 from .gather import SAME_PHOTO_BITS, Candidate, distinct, gather
 from .manifest import SPLITS, Record, load_manifest, save_manifest, split_of, write_atomically
@@ -18,6 +19,8 @@ from .pictures import near_duplicate
 from .sources import CATALOGUE, source_for
 
 __all__ = ["build_corpus"]
+
+FOLDERS = ("meshes", "illustrations")  # kinds whose items are folders of files
 
 
 def build_corpus(
@@ -36,7 +39,7 @@ def build_corpus(
 
     Args:
         output: folder of the corpus; made if it is not there.
-        kinds: any of ``photos``, ``cutouts``, ``meshes``.
+        kinds: any of ``photos``, ``cutouts``, ``meshes``, ``illustrations``.
         sources: .deb files and folders of them; None downloads through apt-get.
         packages: names to restrict to; with None every catalogued package that has one of the kinds (from apt), or
             every given file.
@@ -103,14 +106,14 @@ def _say(line: str) -> None:
 
 def summary(records: list[Record]) -> str:
     """A small table: files and megapixels by kind and split."""
-    lines = [f"{'kind':10}" + "".join(f"{split:>22}" for split in SPLITS)]
-    for kind in ("photos", "cutouts", "meshes"):
+    lines = [f"{'kind':13}" + "".join(f"{split:>22}" for split in SPLITS)]
+    for kind in KINDS:
         cells = []
         for split in SPLITS:
             mine = [r for r in records if r.kind == kind and r.split == split]
             pixels = sum(r.width * r.height for r in mine) / 1e6
             cells.append(f"{len(mine)} files" + (f", {pixels:.0f} Mpx" if pixels else ""))
-        lines.append(f"{kind:10}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{kind:13}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -191,7 +194,7 @@ def _write(output: Path, deb: Deb, candidate: Candidate, copyright_text: str) ->
     split = "reserved" if candidate.reserved else split_of(deb.package, candidate.group)
     folder = f"reserved/{candidate.kind}" if split == "reserved" else f"{candidate.kind}/{split}"
     names = list(candidate.files)
-    if candidate.kind == "meshes":
+    if candidate.kind in FOLDERS:
         paths = [f"{folder}/{candidate.name}/{name}" for name in names]
     else:
         paths = [f"{folder}/{deb.package}--{candidate.name}{names[0]}"]
@@ -221,7 +224,7 @@ def _write(output: Path, deb: Deb, candidate: Candidate, copyright_text: str) ->
 def _remove(output: Path, records: list[Record], gone: list[Record]) -> list[Record]:
     for record in gone:
         path = output / record.file
-        if record.kind == "meshes":
+        if record.kind in FOLDERS:
             shutil.rmtree(path.parent, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from .archives import expand, is_archive
 from .debian import Deb
 from .furniture import Model, read_catalogue
+from .illustrations import encode, take_apart
 from .pictures import (
     MAX_FLAT,
     MIN_DETAIL,
@@ -25,6 +29,7 @@ from .pictures import (
     usable_cutout,
 )
 from .sources import Source, is_reserved
+from .vectors import UnsupportedDrawing
 
 __all__ = ["SAME_PHOTO_BITS", "Candidate", "Harvest", "distinct", "gather"]
 
@@ -32,6 +37,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FURNITURE = ".sh3f/"
 _PHOTO_PIXELS, _PHOTO_SIDE, _CUTOUT_SIDE = 150_000, 200, 96
 _RESERVED_PIXELS = 90_000
+_DRAWING_BYTES = 300_000
 # Two photographs are one when their fingerprints differ in at most a tenth of the 256 bits.
 SAME_PHOTO_BITS = 26
 
@@ -83,6 +89,7 @@ def gather(deb: Deb, source: Source, kinds: set[str], max_side: int) -> Harvest:
         return any(fnmatch(path, p) or fnmatch(low, p) for p in patterns)
 
     patterns = (source.photos if "photos" in kinds else ()) + (source.cutouts if "cutouts" in kinds else ())
+    drawings = source.illustrations if "illustrations" in kinds else ()
 
     def wanted(path: str) -> bool:
         if path == own_copyright:
@@ -90,6 +97,8 @@ def gather(deb: Deb, source: Source, kinds: set[str], max_side: int) -> Harvest:
         if is_archive(path):
             meshes = path.endswith(".sh3f") and source.meshes and "meshes" in kinds
             return meshes or matches(f"{path}/inside", patterns)
+        if path.lower().endswith(".svg"):
+            return matches(path, drawings) and not matches(path, source.skip)
         return path.lower().endswith(_SUFFIXES) and matches(path, patterns) and not matches(path, source.skip)
 
     def picture(path: str, data: bytes) -> None:
@@ -110,6 +119,10 @@ def gather(deb: Deb, source: Source, kinds: set[str], max_side: int) -> Harvest:
     for path, data in deb.files(wanted):
         if path == own_copyright:
             harvest.copyright = data.decode("utf-8", "replace")
+        elif path.lower().endswith(".svg"):
+            if (found := _illustration(path, data, harvest)) is not None:
+                found.reserved = is_reserved(deb.package)
+                harvest.candidates.append(found)
         elif not is_archive(path):
             picture(path, data)
         else:
@@ -161,6 +174,25 @@ def _picture(
     return Candidate(
         "photos", path, group_of(path), reserved, tag, _name(path), {suffix: encoded},
         *size, pixels, seen.detail, seen.fingerprint,
+    )  # fmt: skip
+
+
+def _illustration(path: str, data: bytes, harvest: Harvest) -> Candidate | None:
+    if len(data) > _DRAWING_BYTES:
+        harvest.leave_out("large")
+        return None
+    try:
+        found = take_apart(data)
+    except UnsupportedDrawing as reason:
+        harvest.leave_out(str(reason).split(":")[0])
+        return None
+    files = encode(found)
+    seen = look(Image.open(io.BytesIO(files["composite.png"])))
+    height, width = found.layers[0].shape[:2]
+    return Candidate(
+        "illustrations", path, _cutout_group(path), False, "", _name(path), files,
+        width, height, width * height, seen.detail, seen.fingerprint,
+        {name: round(amount, 4) for name, amount in found.amounts.items()},
     )  # fmt: skip
 
 
@@ -219,8 +251,8 @@ def _name(path: str) -> str:
 def distinct(candidates: list[Candidate]) -> tuple[list[Candidate], int]:
     """One candidate for each picture: of every group, and of every set of look-alikes, the largest.
 
-    Photographs look alike when their fingerprints differ in at most a tenth of the bits; cut-outs, whose silhouettes
-    are often similar, only when they are equal. Models are compared by the content of the OBJ file.
+    Photographs and illustrations look alike when their fingerprints differ in at most a tenth of the bits; cut-outs,
+    whose silhouettes are often similar, only when they are equal. Models are compared by the content of the OBJ file.
 
     Returns:
         the kept candidates in the order of their paths, and how many were dropped.
@@ -230,11 +262,10 @@ def distinct(candidates: list[Candidate]) -> tuple[list[Candidate], int]:
     prints: list[str] = []
     exact: set[tuple[str, str]] = set()
     for candidate in sorted(candidates, key=lambda c: (not c.reserved, -c.pixels, c.source)):
-        if candidate.kind == "photos":
-            if (
-                candidate.group in groups
-                or near_duplicate(candidate.fingerprint, prints, SAME_PHOTO_BITS) is not None
-            ):
+        if candidate.kind in ("photos", "illustrations"):
+            if (candidate.kind == "photos" and candidate.group in groups) or near_duplicate(
+                candidate.fingerprint, prints, SAME_PHOTO_BITS
+            ) is not None:
                 continue
             groups.add(candidate.group)
             prints.append(candidate.fingerprint)

@@ -23,19 +23,21 @@ class Record:
     """One line of the manifest.
 
     Attributes:
-        file: path relative to the corpus folder, with forward slashes; of a mesh, the OBJ file.
-        kind: ``photos``, ``cutouts`` or ``meshes``.
+        file: path relative to the corpus folder, with forward slashes; of a mesh, the OBJ file; of an illustration,
+            its layers.json.
+        kind: ``photos``, ``cutouts``, ``meshes`` or ``illustrations``.
         split: ``train``, ``val`` or ``reserved`` (evaluation only, never trained on).
         tag: ``photo`` or ``artwork`` for photographs, an empty string otherwise.
         package, version: the Debian package it comes from.
         source: path inside the package (and inside an archive in it).
         licence: short name, as well as the package's copyright file tells it; full texts lie in ``licences/``.
         width, height: in pixels, 0 for meshes.
-        size: bytes on the disk (of a mesh, all its files).
+        size: bytes on the disk (of a mesh or an illustration, all its files).
         sha256: of `file`.
         detail: mean absolute Laplacian, see `pictures`; 0 for meshes.
         fingerprint: 256-bit difference hash; empty for meshes.
-        extra: kind-specific; for meshes name, category, size in centimetres, creator.
+        extra: kind-specific; for meshes name, category, size in centimetres, creator; for illustrations the mean alpha
+            of each layer.
     """
 
     file: str

@@ -24,6 +24,7 @@ class Source:
         real: those of `photos` that a camera made; the others are tagged ``artwork``. None: measured.
         cutouts: patterns of pictures whose alpha channel is a mask.
         meshes: whether furniture catalogues (.sh3f) in it are read.
+        illustrations: patterns of vector drawings that are taken apart into layers.
         skip: patterns to leave out.
     """
 
@@ -32,13 +33,19 @@ class Source:
     real: tuple[str, ...] | None = None
     cutouts: tuple[str, ...] = ()
     meshes: bool = False
+    illustrations: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
     def kinds(self) -> set[str]:
         """The kinds of material this source has."""
         return {
             kind
-            for kind, has in (("photos", self.photos), ("cutouts", self.cutouts), ("meshes", self.meshes))
+            for kind, has in (
+                ("photos", self.photos),
+                ("cutouts", self.cutouts),
+                ("meshes", self.meshes),
+                ("illustrations", self.illustrations),
+            )
             if has
         }
 
@@ -173,6 +180,11 @@ CATALOGUE: tuple[Source, ...] = (
         "openclipart-png",
         cutouts=("*/openclipart/png/*",),
         skip=("*/shapes/*", "*/signs_and_symbols/flags/*"),
+    ),
+    Source(
+        "openclipart-svg",
+        illustrations=("*/openclipart/svg/*.svg",),
+        skip=("*/shapes/*", "*/signs_and_symbols/*", "*/computer/icons/*", "*/playing_cards/*", "*/geography/*"),
     ),
     Source("sweethome3d-furniture", cutouts=("*.sh3f/*",), meshes=True),
 )
