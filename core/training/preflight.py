@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch._subclasses.fake_tensor import UnsupportedFakeTensorException, UnsupportedOperatorException
 
 from ..adapters import continue_from, count_trainable
@@ -28,7 +28,7 @@ from .loader_check import LoaderReport, inspect_loader, loaders_of
 from .memory import Footprint, Variant, footprint, optimizer_bytes, variants, weight_bytes
 from .progress import format_seconds
 from .rehearsal import PRECISIONS
-from .weights import difference, find_files
+from .weights import check_saved, check_weights, is_on_meta
 
 if TYPE_CHECKING:
     from ..task import TaskSpec
@@ -132,6 +132,9 @@ class Preflight:
         self.attempt(module.refuse_untrained_base)
         source, adapter = module.init_weights, module.adapter_options
         fits = source is not None and self.attempt(lambda: check_weights(source, module.backbone))
+        for part in module.modules():
+            if isinstance(part, ModelMixin) and is_on_meta(part):
+                self.attempt(lambda part=part: check_saved(part))  # type: ignore[misc]
         if self.trainer is not None:
             self.trainer.datamodule = data  # type: ignore[attr-defined]
             module.trainer = self.trainer
@@ -166,8 +169,10 @@ class Preflight:
         self.attempt(data.prepare_data)
         if self.attempt(lambda: (data.setup("fit"),)) is None:
             return
-        for name, hook in (("train", data.train_dataloader), ("validation", data.val_dataloader)):
-            loaders = self.attempt(lambda hook=hook: (hook(),))  # type: ignore[misc]
+        for name, hook in (("train", "train_dataloader"), ("validation", "val_dataloader")):
+            if not is_overridden(hook, data):
+                continue  # Lightning does without
+            loaders = self.attempt(lambda hook=hook: (getattr(data, hook)(),))  # type: ignore[misc]
             for title, loader in loaders_of(loaders[0] if loaders else None, name):
                 report = inspect_loader(loader, title)
                 self.lines += [report.summary] if report.summary else []
@@ -240,16 +245,21 @@ class Preflight:
 
     def look_at_disk(self, module: DiffusionModule) -> None:
         """Checkpoints (the last, the best, and one being written) and what is exported at the end."""
+        folder = run_folder(self.task, self.config | {"ckpt_path": None})
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            self.note(
+                f"--output {self.config['output']}: {existing} cannot be written; choose another folder"
+            )
+        if not self.is_set_up:
+            return  # what would be trained and saved is not known
         trained = [p for p in module.parameters() if p.requires_grad]
-        saved = sum(
-            v.numel() * v.element_size() for n, v in module.state_dict().items() if n in module.saved_names()
-        )
+        names = module.saved_names()
+        saved = sum(v.numel() * v.element_size() for n, v in module.state_dict().items() if n in names)
         average = 4 * sum(p.numel() for p in trained) if module.ema_options is not None else 0
         checkpoint = saved + average + optimizer_bytes(trained, module.optimizer_options)
         exported = saved if module.adapter_options is not None else weight_bytes(module)[0]
         size = 3 * checkpoint + (exported if self.config["export"] else 0)
-        folder = run_folder(self.task, self.config | {"ckpt_path": None})
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free
         self.lines.append(f"disk: {in_words(size)} in {self.config['output']}; {in_words(free)} are free")
         if size > free:
@@ -257,42 +267,6 @@ class Preflight:
                 f"--output {self.config['output']}: the run writes {in_words(size)} and {in_words(free)} are free; "
                 "make room or choose another folder"
             )
-        if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            self.note(
-                f"--output {self.config['output']}: {existing} cannot be written; choose another folder"
-            )
-
-
-def check_weights(source: str, backbone: nn.Module) -> bool:
-    """Whether weights have the names and shapes of the backbone, by the headers of their files.
-
-    Raises:
-        PolyditError: they are missing, unreadable or of another model.
-    """
-    prefix = "backbone."
-    given: dict[str, torch.Tensor] = {}
-    if source.endswith(".ckpt"):
-        state = read_checkpoint(source)["state_dict"]
-        given = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    else:
-        for file in find_files(source):
-            try:
-                with safe_open(file, "pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                        shape = tensors.get_slice(name).get_shape()
-                        given[name] = torch.empty(shape, device="meta")
-            except (SafetensorError, OSError) as error:
-                raise PolyditError(
-                    f"{file}: cannot be read as safetensors ({_first_line(error)}); get the file again"
-                ) from error
-    own = backbone.state_dict()
-    problem = difference(own, given, own.keys())
-    if problem:
-        raise PolyditError(
-            f"--model.init_weights {source}: {problem} of {type(backbone).__name__}; "
-            "use the backbone settings it was saved with"
-        )
-    return True
 
 
 def free_memory(device: torch.device) -> int:

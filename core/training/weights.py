@@ -1,4 +1,4 @@
-"""Reading the weights that a run starts from."""
+"""The weights that a run starts from: reading them, and seeing before a run whether they fit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import PolyditError
 from .checkpoints import read_checkpoint
 
-__all__ = ["difference", "is_on_meta", "read_weights"]
+__all__ = ["check_saved", "check_weights", "difference", "is_on_meta", "read_weights"]
 
 PACKAGE = Path(__file__).resolve().parents[2]
 """Where ``demos/weights`` lies, which shipped configs name; they work from any folder."""
@@ -100,3 +101,70 @@ def read_weights(source: str, model: nn.Module) -> dict[str, Tensor]:
                 f"--model.init_weights {source}: weight {name} holds NaN or infinity; use another file"
             )
     return state
+
+
+def check_weights(source: str, backbone: nn.Module) -> bool:
+    """Whether weights have the names and shapes of the backbone, by the headers of their files.
+
+    Raises:
+        PolyditError: they are missing, unreadable or of another model.
+    """
+    prefix = "backbone."
+    given: dict[str, Tensor] = {}
+    if source.endswith(".ckpt"):
+        state = read_checkpoint(source)["state_dict"]
+        given = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+    else:
+        for file in find_files(source):
+            given |= shapes_in(file)
+    own = backbone.state_dict()
+    problem = difference(own, given, own.keys())
+    if problem:
+        raise PolyditError(
+            f"--model.init_weights {source}: {problem} of {type(backbone).__name__}; "
+            "use the backbone settings it was saved with"
+        )
+    return True
+
+
+def check_saved(model: ModelMixin) -> None:
+    """Whether the folder that a model without values says it comes from holds its weights.
+
+    Shapes are not compared: a task may have widened some since. Nor are names where the folder's model is of another
+    class, which the task's own starts from.
+
+    Raises:
+        PolyditError: they are missing or incomplete.
+    """
+    source = getattr(model.config, "_name_or_path", None)
+    places = [] if not source else [Path(source), Path(source) / "transformer"]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if folder is None:
+        return  # from the hub, or made here
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise PolyditError(f"{folder}: holds a config.json and no *.safetensors; copy the weights there")
+    given: set[str] = set()
+    for file in files:
+        given |= shapes_in(file).keys()
+    if type(model).__name__ != model.load_config(folder, local_files_only=True).get("_class_name"):
+        return
+    if lacks := sorted(model.state_dict().keys() - given):
+        raise PolyditError(
+            f"{folder}: lacks {len(lacks)} weights of {type(model).__name__} ({', '.join(lacks[:3])}); copy all of its "
+            "files"
+        )
+
+
+def shapes_in(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file says it holds, on the meta device.
+
+    Raises:
+        PolyditError: it cannot be read.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            return {name: torch.empty(tensors.get_slice(name).get_shape(), device="meta") for name in names}
+    except (SafetensorError, OSError) as error:
+        raise PolyditError(f"{file}: cannot be read as safetensors ({error}); get the file again") from error

@@ -1,4 +1,4 @@
-"""Data of the toy task with something wrong in it."""
+"""Data of the toy task with something wrong in it, and a task around a large pretrained transformer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from polydit.core.errors import PolyditError
+from polydit.core.training import DiffusionModule
 
 
 class Samples(Dataset):
@@ -49,3 +50,28 @@ class FaultyData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         return [DataLoader(Samples(""), self.batch_size), DataLoader(Samples(""), 2)]
+
+
+class Flux(DiffusionModule):
+    """Trains FLUX without a pipeline around it."""
+
+    def target(self, batch: dict) -> torch.Tensor:
+        return batch["latents"]
+
+    def condition(self, batch: dict) -> dict:
+        return {"encoder_hidden_states": batch["text"], "pooled_projections": batch["pooled"]}
+
+
+class Latents(LightningDataModule):
+    """Latents of a side, with embeddings of text."""
+
+    def __init__(self, side: int = 64, tokens: int = 512) -> None:
+        super().__init__()
+        self.sample = {
+            "latents": torch.zeros(16, side, side),
+            "text": torch.zeros(tokens, 4096),
+            "pooled": torch.zeros(768),
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.sample] * 2, 1)

@@ -7,13 +7,14 @@ import importlib.util
 
 import pytest
 import torch
+from faulty import Flux
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 from toy import Toy
 
 from polydit.core.adapters import LoraOptions
 from polydit.core.backbones import DiT
-from polydit.core.training import DiffusionModule, OptimizerOptions
+from polydit.core.training import OptimizerOptions
 from polydit.core.training.memory import footprint, variants, weight_bytes
 from polydit.core.training.optim import build_optimizer
 from polydit.core.training.rehearsal import rehearse
@@ -122,16 +123,6 @@ def test_bytes_of_a_quantised_base(name: str):
         state = weight.quant_state
         real = weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert layers[1].weight.nbytes == pytest.approx(real, rel=0.01)
-
-
-class Flux(DiffusionModule):
-    """Trains FLUX without a task around it."""
-
-    def target(self, batch: dict) -> torch.Tensor:
-        return batch["latents"]
-
-    def condition(self, batch: dict) -> dict:
-        return {"encoder_hidden_states": batch["text"], "pooled_projections": batch["pooled"]}
 
 
 def test_a_transformer_of_twelve_billion_weights():

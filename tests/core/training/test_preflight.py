@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toy import CONFIG, TOY
 
 from polydit.core.backbones import DiT
@@ -73,6 +74,7 @@ def test_everything_that_would_fail_is_said_at_once(look, tmp_path):
     ):
         assert problem in found
     assert len(flight.problems) == 7
+    assert not any(line.startswith("disk") for line in flight.lines)  # what would be saved is not known
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,63 @@ def test_weights_that_fit_are_not_read_into_memory(look, tmp_path, monkeypatch):
     flight = look("--model.init_weights=base", "--model.adapter.rank=2", "--model.offload=false")
     assert flight.problems == []
     assert "weights: base fits" in flight.lines
+
+
+FLUX = """
+model:
+  backbone:
+    class_path: polydit.core.backbones.pretrained.load_transformer
+    init_args: {source: flux, dtype: bfloat16}
+data: {side: 16, tokens: 8}
+trainer: {max_steps: 4, accelerator: cpu, devices: 1, precision: bf16-mixed}
+"""
+
+
+def flux_folder(folder: Path, **sizes: int) -> None:
+    """A folder with the configuration of FLUX and without weights."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        FluxTransformer2DModel(guidance_embeds=True, **sizes).save_config(folder / "flux")
+    (folder / "faulty.yaml").write_text(FLUX)
+
+
+def test_weights_that_are_missing_from_a_pretrained_folder(look, tmp_path):
+    flux_folder(tmp_path, num_layers=1, num_single_layers=1)
+    task = replace(TOY, module="faulty:Flux", datamodule="faulty:Latents")
+    flight = look(task=task)
+    assert flight.problems == ["flux: holds a config.json and no *.safetensors; copy the weights there"]
+    save_file({"x_embedder.weight": torch.zeros(1)}, tmp_path / "flux/model.safetensors")
+    (problem,) = look(task=task).problems
+    assert problem.startswith("flux: lacks 65 weights of FluxTransformer2DModel (context_embedder.bias, ")
+    adapter = look("--model.adapter.rank=2", "--model.ema=null", task=task)
+    (line,) = [line for line in adapter.lines if line.startswith("disk: ")]
+    trained = int(adapter.lines[0].split()[-2].replace(",", ""))
+    assert float(line.split()[1]) == pytest.approx(
+        trained * 4 * (3 * 3 + 1) / 1e6, abs=0.1
+    )  # nothing of the base
+    (tmp_path / "flux/model.safetensors").write_bytes(b"half")
+    (problem,) = look(task=task).problems
+    assert problem.startswith("flux/model.safetensors: cannot be read as safetensors")
+
+
+@pytest.mark.slow
+def test_the_table_of_a_transformer_of_twelve_billion_weights(look, tmp_path):
+    flux_folder(tmp_path)
+    task = replace(TOY, module="faulty:Flux", datamodule="faulty:Latents")
+    flight = look("--data.side=64", "--data.tokens=512", task=task, table=True)
+    assert "model: PretrainedFlux, 11,901,408,320 parameters, 11,901,408,320 trained" in flight.lines
+    sizes = {variant.name: round(variant.footprint.total / 1e9) for variant in flight.table}
+    assert sizes == {
+        "full fine-tuning": 143,
+        "full fine-tuning, checkpointing": 143,
+        "full fine-tuning, checkpointing, 8-bit optimiser": 119,
+        "LoRA": 33,
+        "LoRA, checkpointing": 25,
+        "LoRA, checkpointing, base in int8": 13,
+        "LoRA, checkpointing, base in nf4": 7,
+        "LoRA, checkpointing, base offloaded": 1,
+    }
 
 
 def test_a_checkpoint_of_another_model_is_refused(look, tmp_path):
