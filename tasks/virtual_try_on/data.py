@@ -1,4 +1,4 @@
-"""Where try-on finds its pairs: drawn people and garments.
+"""Where try-on finds its pairs: drawn people and garments, VITON-HD, DressCode.
 
 Every batch is a dict of float32 tensors: ``person`` and ``garment`` (B, 3, H, W) in [-1, 1], ``mask`` (B, 1, H, W) with
 1 where the person is to be generated anew, ``masked_person`` (the person with 0, grey, under the mask),
@@ -17,12 +17,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...core.data.held import HeldPictures
+from ...core.data.images import image_size, read_image, to_uint8
 from ...core.errors import PolyditError
 from ...core.training.resume import resumable_loader
+from .fitting import fit_garment, fit_mask, fit_person
+from .layouts import DRESSCODE_CATEGORIES, TryOnPair, dresscode, mask_of, usable, viton_hd
 from .synthetic.scene import MASKS, Scene, draw_scene
 from .synthetic.sources import CorpusSources, ProceduralSources
 
-__all__ = ["DrawnPairs", "SyntheticTryOn", "TryOnData", "as_sample"]
+__all__ = [
+    "DrawnPairs",
+    "DressCode",
+    "PhotographedPairs",
+    "SyntheticTryOn",
+    "TryOnData",
+    "VitonHD",
+    "as_sample",
+]
 
 KEPT = ("person", "garment", "mask", "worn", "garment_mask")
 
@@ -109,6 +121,50 @@ class DrawnPairs(Dataset[dict[str, Tensor]]):
         return as_sample(**pictures, **({} if self.shift else {"worn_mask": worn}))
 
 
+class PhotographedPairs(Dataset[dict[str, Tensor]]):
+    """Pairs of a data set on the disk, at one size: persons cut to their middle, garments filled up with white.
+
+    Args:
+        pairs: complete ones, see `layouts.usable`.
+        size: (height, width) in pixels.
+        megabytes: of fitted pictures kept in memory.
+    """
+
+    def __init__(self, pairs: list[TryOnPair], size: tuple[int, int], megabytes: int = 512) -> None:
+        self.pairs, self.size = pairs, size
+        self._persons = HeldPictures(self._person, megabytes * 3 // 8)
+        self._garments = HeldPictures(self._garment, megabytes * 3 // 8)
+        self._masks = HeldPictures(self._mask, megabytes // 4)
+        self._pair_of = {pair.mask or pair.parse: pair for pair in pairs}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        pair = self.pairs[index]
+        source = pair.mask or pair.parse
+        assert source is not None  # as `usable` made sure
+        return as_sample(self._persons(pair.person), self._garments(pair.garment), self._masks(source))
+
+    def _mask(self, source: Path) -> NDArray[np.uint8]:
+        pair = self._pair_of[source]
+        mask = mask_of(pair)
+        (high, wide), (width, height) = mask.shape, image_size(pair.person)
+        # DressCode's maps may be smaller than its photographs; other proportions belong to another picture.
+        if abs(high * width - wide * height) > max(high, wide, height, width):
+            raise PolyditError(
+                f"{source}: {wide}x{high} has not the proportions of {pair.person.name} ({width}x{height}); "
+                "is it of this person?"
+            )
+        return fit_mask(mask, self.size)
+
+    def _person(self, path: Path) -> NDArray[np.uint8]:
+        return fit_person(to_uint8(read_image(path)[0]), self.size)
+
+    def _garment(self, path: Path) -> NDArray[np.uint8]:
+        return fit_garment(to_uint8(read_image(path)[0]), self.size)
+
+
 class TryOnData(LightningDataModule):
     """Pairs for try-on; subclasses say in ``setup`` what ``train_set`` and ``val_set`` are.
 
@@ -190,7 +246,7 @@ class SyntheticTryOn(TryOnData):
         self.corpus, self.masks, self.distinct, self.held_out = corpus, masks, distinct, held_out
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the corpus.
+        """Make the two sets; scenes are drawn when they are asked for.
 
         Raises:
             PolyditError: it is not there, or has no photographs or cut-outs.
@@ -218,3 +274,115 @@ class SyntheticTryOn(TryOnData):
                 f"{self.corpus}`, or draw everything with --data.corpus null"
             )
         return CorpusSources(root, split)
+
+
+class _OnDisk(TryOnData):
+    """What the data sets on the disk share."""
+
+    def __init__(
+        self,
+        path: str,
+        height: int,
+        width: int,
+        batch_size: int,
+        held_out: int,
+        num_workers: int,
+        strict: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(height, width, batch_size, num_workers, seed)
+        self.path, self.held_out, self.strict = Path(path).expanduser(), held_out, strict
+
+    def pairs(self, split: Any, paired: bool = True) -> list[TryOnPair]:
+        """The pairs that the data set lists."""
+        raise NotImplementedError
+
+    def complete_pairs(self, split: Any, paired: bool = True) -> list[TryOnPair]:
+        """The pairs whose files are there; the others are told, unless ``strict`` refuses them.
+
+        Raises:
+            PolyditError: the data set is damaged, or has no complete pair.
+        """
+        listed = self.pairs(split, paired)
+        good, lines = usable(listed, self.path, self.strict)
+        for line in lines[:5]:
+            print(f"skipped {line}")  # noqa: T201
+        if lines:
+            print(f"{len(lines)} of {len(listed)} pairs of {self.path} skipped")  # noqa: T201
+        return good
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists.
+
+        Raises:
+            PolyditError: the data set is not there or damaged, or has no complete pair.
+        """
+        held_out = self.complete_pairs("test")[: self.held_out]
+        self.val_set = PhotographedPairs(held_out, self.size)
+        if stage in (None, "fit"):
+            self.train_set = PhotographedPairs(self.complete_pairs("train"), self.size)
+
+
+class VitonHD(_OnDisk):
+    """VITON-HD in its own layout, see `layouts.viton_hd`.
+
+    Args:
+        path: folder with ``train``, ``test`` and the lists of pairs.
+        height, width: of all pictures, pixels; multiples of 16 where an autoencoder and a patch size of 2 follow.
+        batch_size: pairs per step.
+        held_out: pairs of the test list to validate on.
+        num_workers: processes that prepare pairs.
+        strict: fail on a pair that lacks a file instead of naming it and going on.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/VITON-HD",
+        height: int = 1024,
+        width: int = 768,
+        batch_size: int = 1,
+        held_out: int = 32,
+        num_workers: int = 1,
+        strict: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(path, height, width, batch_size, held_out, num_workers, strict, seed)
+
+    def pairs(self, split: Any, paired: bool = True) -> list[TryOnPair]:
+        """The pairs that the data set lists."""
+        return viton_hd(self.path, split, paired)
+
+
+class DressCode(_OnDisk):
+    """DressCode in its own layout, see `layouts.dresscode`.
+
+    Args:
+        path: folder with ``upper_body``, ``lower_body`` and ``dresses``.
+        categories: which of these.
+        height, width: of all pictures, pixels; multiples of 16 where an autoencoder and a patch size of 2 follow.
+        batch_size: pairs per step.
+        held_out: pairs of the test lists to validate on.
+        num_workers: processes that prepare pairs.
+        strict: fail on a pair that lacks a file instead of naming it and going on.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/DressCode",
+        categories: list[str] = list(DRESSCODE_CATEGORIES),  # noqa: B006 - read only; the parser shows it
+        height: int = 1024,
+        width: int = 768,
+        batch_size: int = 1,
+        held_out: int = 32,
+        num_workers: int = 1,
+        strict: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(path, height, width, batch_size, held_out, num_workers, strict, seed)
+        self.categories = categories
+
+    def pairs(self, split: Any, paired: bool = True) -> list[TryOnPair]:
+        """The pairs that the data set lists."""
+        return dresscode(self.path, split, paired, self.categories)
