@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import shlex
@@ -204,13 +205,28 @@ def main(output: Path = Path("demo_output")) -> None:
     print("  make serve    the same in the browser")
 
 
-if __name__ == "__main__":
+def command_line(words: list[str]) -> int:
+    """What ``python -m polydit.demos.make_demo`` does; the exit code."""
+    parser = argparse.ArgumentParser(prog="make_demo", description=__doc__)
+    parser.add_argument(
+        "output",
+        nargs="?",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder of the results (default: %(default)s)",
+    )
     try:
-        main(*map(Path, sys.argv[1:2]))
+        main(parser.parse_args(words).output)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
-        sys.exit(f"polydit: error: {line}")
+        print(f"polydit: error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(sys.argv[1:]))

@@ -74,3 +74,21 @@ def test_a_command_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path:
         make_demo.main(tmp_path)
     assert caught.value.code == 2
     assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--nothing"], 2), (["one", "two"], 2)])
+def test_options_are_no_folders(words: list[str], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(make_demo, "polydit", lambda words: pytest.fail("ran"))
+    with pytest.raises(SystemExit) as caught:
+        make_demo.command_line(words)
+    assert caught.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_user_can_mend_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "taken").write_text("a file")
+    assert make_demo.command_line([str(tmp_path / "taken")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
