@@ -25,7 +25,15 @@ from .lora import _by_name, lora_layers
 from .options import LoraOptions
 from .targets import resolve_targets
 
-__all__ = ["GroupLinear", "TokenLayout", "inject_group", "load_group_lora", "token_layout"]
+__all__ = [
+    "GroupLinear",
+    "TokenLayout",
+    "group_adapters",
+    "inject_group",
+    "load_group_lora",
+    "plain_layers",
+    "token_layout",
+]
 
 # One row per group rather than per token: the condition vectors are what these layers read.
 PER_GROUP = re.compile(r"(.*\.)?(shared_)?modulation")
@@ -269,6 +277,28 @@ def load_group_lora(model: nn.Module, path: str | Path, adapter: str, scale: flo
                 factor.weight.copy_(value)  # not through .data: caches watch the version of a weight
                 factor.requires_grad_(False)
     return report
+
+
+@contextmanager
+def plain_layers(model: nn.Module) -> Iterator[None]:
+    """Put the layers under the group adapters back in their places while the ``with`` statement lasts.
+
+    The model then computes, and saves itself, as if nothing had ever been added to it; afterwards the adapters are there
+    again with what they had learned.
+    """
+    layers = [(name, m) for name, m in lora_layers(model) if isinstance(m, GroupLinear)]
+
+    def put(name: str, layer: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+    for name, layer in layers:
+        put(name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in layers:
+            put(name, layer)
 
 
 def group_adapters(model: nn.Module) -> list[str]:

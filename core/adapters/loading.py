@@ -193,8 +193,9 @@ def continue_from(model: nn.Module, path: str | Path, adapter: str = "default") 
     Raises:
         PolyditError: the file adapts modules that the adapter does not, has more rank, or is DoRA where it is not.
     """
-    modules, report = match_modules(path, model, 1.0)
     layers = dict(lora_layers(model, adapter))
+    group = any(hasattr(layer, "per_group") for layer in layers.values())
+    modules, report = match_modules(path, model, 1.0, group=group)
     strangers = [name for name in modules if name not in layers]
     if strangers:
         raise PolyditError(

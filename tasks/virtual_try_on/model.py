@@ -1,0 +1,306 @@
+"""The LightningModules of virtual try-on: what they have in common, and MC-VTON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ...core.adapters import LoraOptions, continue_from, inject_group
+from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
+from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
+from ...core.conditioning import FixedText
+from ...core.diffusion import Objective, make_scheduler
+from ...core.errors import PolyditError
+from ...core.training import DiffusionModule
+from ...core.training.weights import is_on_meta
+from .formulation import GROUPS, Formulation, TokenGroupFormulation
+
+__all__ = ["TokenGroupTryOn", "VirtualTryOn"]
+
+
+class VirtualTryOn(DiffusionModule):
+    """What the try-on systems share: latents, the fixed text, dropping of the garment, the pipeline.
+
+    Args:
+        backbone: What denoises.
+        objective: As in :class:`DiffusionModule`.
+        formulation: What the network sees, and how.
+        autoencoder: None for pixel space, or for that of the folder that a pretrained backbone is from.
+        drop_garment: How often training shows no garment; needed for guidance.
+        prompt: The fixed words that a backbone with text inputs reads with every picture.
+        steps: Denoising steps of the pipeline, if nobody asks for another number.
+        **kwargs: Of :class:`DiffusionModule`.
+
+    Raises:
+        PolyditError: settings contradict each other or the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective | None,
+        formulation: Formulation,
+        autoencoder: nn.Module | None = None,
+        drop_garment: float = 0.0,
+        prompt: str = "Model",
+        steps: int = 30,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= drop_garment < 1:
+            raise PolyditError(f"--model.drop_garment {drop_garment}: a share from 0 to less than 1")
+        network = as_backbone(backbone)
+        reads = network.text_inputs if isinstance(network, PretrainedTransformer) else None
+        folder = getattr(network.config, "_name_or_path", None) if reads else None
+        folder = _pipeline_folder(folder) if folder else None
+        if autoencoder is None and folder and (folder / "vae").is_dir():
+            autoencoder = DiffusersAutoencoder.from_pretrained(folder)
+        super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
+        if formulation.keep_known and self.objective.prediction != "x0":
+            raise PolyditError(
+                f"--model.keep_known: the network answers {self.objective.prediction}; needs an objective with x0"
+            )
+        if self.adapter_options is not None:
+            raise PolyditError("--model.adapter: would change the tokens of all groups; use --model.adapters")
+        self.formulation = formulation
+        self.drop_garment, self.steps = drop_garment, steps
+        self.text: FixedText | None = None
+        if reads is not None and folder is not None:
+            self.text = FixedText.from_pipeline(folder, prompt)
+        elif reads is not None:
+            if not is_on_meta(backbone):
+                raise PolyditError(
+                    f"--model.backbone: {type(backbone).__name__} reads text; build it from a folder with text encoders"
+                )
+            texts = {"empty": "", "negative": "", "prompt": prompt}
+            self.text = FixedText(texts, reads.length, reads.width, reads.pooled_width)
+        self._network = (network,)  # not a child: its weights are the backbone's
+
+    def prepare(self) -> None:
+        """Refuse another space than the backbone is made for, then what every module prepares.
+
+        Raises:
+            PolyditError: the autoencoder is missing, or one of other latents.
+        """
+        network, channels = self._network[0], self.space.channels
+        if isinstance(network, PretrainedTransformer):
+            made_for = network.latent_channels
+        else:
+            made_for = getattr(network, "prediction_channels", channels)
+        if made_for != channels:
+            raise PolyditError(
+                f"--model.autoencoder: the backbone predicts {made_for} channels and the data has {channels}; give the "
+                "autoencoder that these latents are of"
+            )
+        super().prepare()
+
+    @property
+    def space(self) -> Any:
+        """Pixels or the autoencoder."""
+        return as_autoencoder(self.autoencoder)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The model that is saved: of a pretrained backbone that of diffusers."""
+        network = self._network[0]
+        return network.transformer if isinstance(network, PretrainedTransformer) else network
+
+    @property
+    def acting(self) -> dict[str, str]:
+        """Group -> name of the LoRA on its tokens."""
+        return {}
+
+    def target(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Clean latents of what is generated."""
+        return self.formulation.target(batch, self.space)
+
+    def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Latents of person and garment, the mask, and the text; in training the garment is left out at times."""
+        conditions = self.formulation.conditions(batch, self.space)
+        if self.training and self.drop_garment:
+            dropped = torch.rand(len(conditions["garment"])) < self.drop_garment
+            conditions = self.formulation.without_garment(
+                conditions, dropped.to(conditions["garment"].device)
+            )
+        text = None if self.text is None else self.text(["prompt"] * len(conditions["person"]))
+        return {"conditions": conditions, "text": text}
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The network's raw answer, see the formulation's ``predict``."""
+        return self.ask(x_t, timestep, condition, self.acting)
+
+    def ask(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        condition: Mapping[str, Any],
+        adapters: Mapping[str, str],
+        **more: Any,
+    ) -> Tensor:
+        """:meth:`denoise` with other adapters: group -> name."""
+        return self.formulation.predict(
+            self._network[0],
+            x_t,
+            timestep,
+            condition["conditions"],
+            self.objective,
+            condition["text"],
+            adapters,
+            **more,
+        )
+
+    def build_pipeline(self) -> DiffusionPipeline:
+        """The pipeline over this backbone and its adapters."""
+        from .pipeline import VirtualTryOnPipeline
+
+        return VirtualTryOnPipeline(
+            transformer=self.transformer,
+            scheduler=make_scheduler("euler", self.objective, shift=_shift_of(self.objective.timesteps)),
+            vae=self.space.component,
+            text=self.text,
+            formulation=self.formulation.config(),
+            parameterization=self.objective.config(),
+            adapters=dict(self.acting),
+            steps=self.steps,
+        )
+
+    def pictures(
+        self, pipeline: DiffusionPipeline, batch: Mapping[str, Tensor], generator: torch.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """Garment, masked person, answer and truth of the first samples of the batch."""
+        count = min(4, len(batch["person"]))
+        first = {name: batch[name][:count] for name in ("person", "garment", "mask")}
+        made = pipeline.generate(**first, generator=generator).cpu()
+        masked = first["person"] * (1 - first["mask"])
+        rows = zip(first["garment"], masked, made, first["person"], strict=True)
+        return [
+            dict(
+                zip(
+                    ("garment", "masked", "result", "truth"),
+                    (_to_uint8(picture) for picture in row),
+                    strict=True,
+                )
+            )
+            for row in rows
+        ]
+
+
+class TokenGroupTryOn(VirtualTryOn):
+    """MC-VTON: masked person and garment as groups of tokens, each with its own LoRA on a frozen backbone.
+
+    "MC-VTON: Minimal Control Virtual Try-On Diffusion Transformer", arXiv 2501.03630. With ``adapters`` the backbone
+    is frozen and only they learn; without, all of it learns, which is how the small base is made.
+
+    Args:
+        backbone: A ``TokenGroupDiT`` with the conditions ``person`` and ``garment``, or the transformer of a FLUX or
+            Stable Diffusion 3 folder.
+        objective: As in :class:`DiffusionModule`.
+        autoencoder: See :class:`VirtualTryOn`.
+        adapters: LoRA of each group: ``person`` and ``garment``, and ``target`` for the noisy picture's own tokens.
+            ``init_from`` goes on from a file.
+        height: Of the pictures, for the pipeline.
+        width: Likewise.
+        person_place: See :class:`TokenGroupFormulation`.
+        garment_place: Likewise.
+        attention: Likewise.
+        keep_known: Likewise.
+        drop_garment: See :class:`VirtualTryOn`.
+        prompt: Likewise.
+        steps: Likewise.
+        **kwargs: Of :class:`DiffusionModule`.
+
+    Raises:
+        PolyditError: settings contradict each other or the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective | None = None,
+        autoencoder: nn.Module | None = None,
+        adapters: dict[str, LoraOptions] = {},  # noqa: B006 - read only; the parser shows it
+        height: int = 1024,
+        width: int = 768,
+        person_place: str = "shared",
+        garment_place: str = "beside",
+        attention: str = "independent",
+        keep_known: bool = False,
+        drop_garment: float = 0.0,
+        prompt: str = "Model",
+        steps: int = 30,
+        **kwargs: Any,
+    ) -> None:
+        formulation = TokenGroupFormulation(height, width, person_place, garment_place, attention, keep_known)
+        super().__init__(backbone, objective, formulation, autoencoder, drop_garment, prompt, steps, **kwargs)
+        unknown = sorted(set(adapters) - set(GROUPS))
+        if unknown:
+            raise PolyditError(
+                f"--model.adapters: {unknown[0]!r} is no group of tokens; there are {', '.join(GROUPS)}"
+            )
+        self.group_adapters = dict(adapters)
+
+    @property
+    def acting(self) -> dict[str, str]:
+        """Group -> name of the LoRA on its tokens: its own."""
+        return {group: group for group in self.group_adapters}
+
+    def prepare(self) -> None:
+        """Freeze the backbone and add the LoRAs, where there are any.
+
+        Raises:
+            PolyditError: a LoRA on random weights, a target that is not there.
+        """
+        if self._prepared:
+            return
+        if self.group_adapters:
+            self.backbone.requires_grad_(False)
+            for group, options in self.group_adapters.items():
+                inject_group(self.transformer, replace(options, init_from=None), group)
+        super().prepare()
+
+    def setup(self, stage: str) -> None:
+        """Refuse LoRAs on random weights; go on from files, where the options name some."""
+        super().setup(stage)
+        if stage == "fit" and self.group_adapters:
+            self.refuse_random_base()
+            for group, options in self.group_adapters.items():
+                if options.init_from:
+                    continue_from(self.transformer, options.init_from, group)
+
+    def refuse_random_base(self) -> None:
+        """Refuse a LoRA on weights that are random.
+
+        Raises:
+            PolyditError: nothing says where the backbone's weights come from.
+        """
+        loaded = getattr(getattr(self.backbone, "config", None), "_name_or_path", None)
+        if not (self.init_weights or loaded or is_on_meta(self.backbone)):
+            raise PolyditError(
+                "--model.adapters: LoRAs need trained weights under them; name them with --model.init_weights"
+            )
+
+
+def _shift_of(timesteps: Any) -> float:
+    """The time shift that training draws with, also inside another sampler."""
+    inner = getattr(timesteps, "inner", None)
+    return (
+        float(getattr(timesteps, "shift", 1.0))
+        if inner is None or hasattr(timesteps, "shift")
+        else _shift_of(inner)
+    )
+
+
+def _pipeline_folder(transformer: str) -> Path:
+    """The pipeline's folder, from that of its transformer."""
+    path = Path(transformer).expanduser()
+    return path.parent if not (path / "model_index.json").is_file() and path.name == "transformer" else path
+
+
+def _to_uint8(picture: Tensor) -> np.ndarray:
+    return ((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
