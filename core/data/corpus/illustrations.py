@@ -188,7 +188,7 @@ def _opened(coverage: Layer, radius: int) -> NDArray[np.bool_]:
 
     rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disc = rows**2 + columns**2 <= (radius + 0.3) ** 2
-    core = ndimage.binary_opening(coverage > 0.5, disc)
+    core = ndimage.binary_opening(coverage > 0.3, disc)
     return ndimage.binary_dilation(core, iterations=1) & (coverage > 0.02)
 
 

@@ -184,7 +184,13 @@ CATALOGUE: tuple[Source, ...] = (
     Source(
         "openclipart-svg",
         illustrations=("*/openclipart/svg/*.svg",),
-        skip=("*/shapes/*", "*/signs_and_symbols/*", "*/computer/icons/*", "*/playing_cards/*", "*/geography/*"),
+        skip=(
+            "*/shapes/*",
+            "*/signs_and_symbols/*",
+            "*/computer/icons/*",
+            "*/playing_cards/*",
+            "*/geography/*",
+        ),
     ),
     Source("sweethome3d-furniture", cutouts=("*.sh3f/*",), meshes=True),
 )

@@ -1,0 +1,105 @@
+"""What an illustration's layers are to the network: the one place that training and inference share.
+
+Four production layers, bottom to top: flat colour, shadow, highlight, line art ("Workflow-Aware Structured Layer
+Decomposition for Illustration Production", arXiv 2603.14925), on white paper. A shadow is black and multiplied, a
+highlight white and screened; so both are their alpha. (Black multiplied with strength k is black of alpha k in normal
+mode, white screened with strength h is white of alpha h: programs without blend modes show the same.)
+
+The network sees a layer as its *code*, in [-1, 1]: colours in [-1, 1] times alpha, then ``2 alpha - 1``. Colours that
+nobody sees are zero there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.data.corpus.illustrations import LAYERS
+from ...core.diffusion import Parameterization
+from ...core.diffusion.paths import expand_like
+
+__all__ = ["BLEND_MODES", "ROLES", "LayerCode", "leaky_clamp", "recompose_code"]
+
+ROLES = tuple(name for name, _ in LAYERS)
+BLEND_MODES = tuple(mode for _, mode in LAYERS)
+_INK = {"shadow": 0.0, "highlight": 1.0}  # colour of the layers that are only their alpha
+
+
+class LayerCode:
+    """Layers (B, 4, L, H, W), straight alpha in [0, 1], to and from what the network denoises."""
+
+    @staticmethod
+    def encode(layers: Tensor) -> Tensor:
+        """(B, 4, L, H, W) in [-1, 1]."""
+        colour, alpha = layers[:, :3], layers[:, 3:]
+        return torch.cat([(2 * colour - 1) * alpha, 2 * alpha - 1], dim=1)
+
+    @staticmethod
+    def decode(code: Tensor) -> Tensor:
+        """Layers with straight alpha in [0, 1], in the order of :data:`ROLES`; shadows black, highlights white."""
+        alpha = ((code[:, 3:] + 1) / 2).clamp(0, 1)
+        colour = ((code[:, :3] / alpha.clamp(min=1e-3)).clamp(-1, 1) + 1) / 2
+        colour = torch.where(alpha > 1e-3, colour, torch.zeros_like(colour))
+        for name, value in _INK.items():
+            colour[:, :, ROLES.index(name)] = value
+        return torch.cat([colour, alpha], dim=1)
+
+    @staticmethod
+    def alpha(code: Tensor) -> Tensor:
+        """(B, L, H, W) in about [0, 1], not clamped."""
+        return (code[:, 3] + 1) / 2
+
+
+def recompose_code(code: Tensor) -> Tensor:
+    """The picture (B, 3, H, W) in [0, 1] that layers make on white paper, from their code; differentiable."""
+    code = code.float().clamp(-1, 1)
+    alpha = (code[:, 3:] + 1) / 2  # (B, 1, L, H, W)
+    seen = ((code[:, :3] + alpha) / 2).clamp(min=0)  # colours in [0, 1] times alpha
+    layer = dict(zip(ROLES, zip(seen.unbind(2), alpha.unbind(2), strict=True), strict=True))
+    flat, flat_alpha = layer["flat"]
+    picture = 1 - flat_alpha + flat
+    picture = picture * (1 - layer["shadow"][1])
+    picture = 1 - (1 - picture) * (1 - layer["highlight"][1])
+    line, line_alpha = layer["line"]
+    return picture * (1 - line_alpha) + line
+
+
+def leaky_clamp(values: Tensor, slope: float = 0.05) -> Tensor:
+    """To [-1, 1], but for a small slope outside, so that what is beyond can be learned back."""
+    inside = values.clamp(-1, 1)
+    return inside + slope * (values - inside)
+
+
+def noise_gain(x_t: Tensor, t: Tensor, parameterization: Parameterization) -> Tensor:
+    """``x_t`` times the gain of the best linear estimate of unit-variance data: nothing at pure noise.
+
+    A narrow network then need not spend its width on carrying noise, and its one-step answer does not depend on the
+    seed.
+    """
+    path = parameterization.path
+    alpha, sigma = (expand_like(value, x_t) for value in (path.alpha(t), path.sigma(t)))
+    return x_t * (alpha / (alpha**2 + sigma**2)).to(x_t)
+
+
+def predict(
+    network: Any,
+    x_t: Tensor,
+    timestep: Tensor,
+    picture: Tensor,
+    parameterization: Parameterization,
+    extra: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """The network's answer for noisy layers (B, 4, L, H, W) of a picture (B, 3, H, W) in [-1, 1]."""
+    t = parameterization.time.project_time(timestep)
+    answer = network(noise_gain(x_t, t, parameterization), timestep, picture, **(extra or {})).sample
+    return leaky_clamp(answer) if parameterization.prediction == "x0" else answer
+
+
+def blurred(values: Tensor, radius: int) -> Tensor:
+    """Mean over a square around each pixel (B, C, H, W); the border is continued."""
+    padded = F.pad(values, (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * radius + 1, 1)
