@@ -105,6 +105,16 @@ class Parameterization:
         """Velocity in project time according to the network's raw answer."""
         return self.read(raw, x_t, t, "velocity")
 
+    def signal_gain(self, timestep: Tensor) -> Tensor:
+        """Gain (B,) of the best linear estimate of data of unit variance from a noisy state, at model timesteps.
+
+        ``alpha / (alpha^2 + sigma^2)``, zero at pure noise: a narrow network whose input is multiplied by it need not
+        spend its width on carrying noise, and its one-step answer does not depend on the seed.
+        """
+        t = self.time.project_time(timestep)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        return alpha / (alpha**2 + sigma**2)
+
     def config(self) -> dict[str, Any]:
         """JSON-ready description, to be stored beside the weights."""
         return {"path": self.path.config(), "prediction": self.prediction, "time": asdict(self.time)}

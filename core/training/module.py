@@ -110,6 +110,10 @@ class DiffusionModule(LightningModule):
         """What the backbone is told besides the noisy input: keyword arguments of its forward."""
         return {}
 
+    def element_weight(self, batch: Any) -> Tensor | None:
+        """What multiplies the objective's error of each element, broadcastable to the target; None is 1."""
+        return None
+
     def extra_losses(self, batch: Any, output: ObjectiveOutput) -> dict[str, Tensor]:
         """What this task adds to the objective: scalars by name, already weighted."""
         return {}
@@ -221,7 +225,11 @@ class DiffusionModule(LightningModule):
         self.batch_samples = x0.shape[0]
         noise, t = self.draw(x0, first)
         output = self.objective(
-            lambda x_t, timestep: self.denoise(x_t, timestep, condition), x0, noise=noise, t=t
+            lambda x_t, timestep: self.denoise(x_t, timestep, condition),
+            x0,
+            noise=noise,
+            t=t,
+            element_weight=self.element_weight(batch),
         )
         return {"objective": output.loss, **self.extra_losses(batch, output)}, output
 
