@@ -283,8 +283,8 @@ def load_group_lora(model: nn.Module, path: str | Path, adapter: str, scale: flo
 def plain_layers(model: nn.Module) -> Iterator[None]:
     """Put the layers under the group adapters back in their places while the ``with`` statement lasts.
 
-    The model then computes, and saves itself, as if nothing had ever been added to it; afterwards the adapters are there
-    again with what they had learned.
+    The model then computes, and saves itself, as if nothing had ever been added to it; afterwards the adapters are
+    there again with what they had learned.
     """
     layers = [(name, m) for name, m in lora_layers(model) if isinstance(m, GroupLinear)]
 

@@ -22,7 +22,7 @@ from ...core.training import DiffusionModule
 from ...core.training.weights import is_on_meta
 from .formulation import GROUPS, Formulation, TokenGroupFormulation
 
-__all__ = ["TokenGroupTryOn", "VirtualTryOn"]
+__all__ = ["TokenGroupTryOn", "VirtualTryOn", "shift_of"]
 
 
 class VirtualTryOn(DiffusionModule):
@@ -161,7 +161,7 @@ class VirtualTryOn(DiffusionModule):
 
         return VirtualTryOnPipeline(
             transformer=self.transformer,
-            scheduler=make_scheduler("euler", self.objective, shift=_shift_of(self.objective.timesteps)),
+            scheduler=make_scheduler("euler", self.objective, shift=shift_of(self.objective.timesteps)),
             vae=self.space.component,
             text=self.text,
             formulation=self.formulation.config(),
@@ -286,13 +286,13 @@ class TokenGroupTryOn(VirtualTryOn):
             )
 
 
-def _shift_of(timesteps: Any) -> float:
+def shift_of(timesteps: Any) -> float:
     """The time shift that training draws with, also inside another sampler."""
     inner = getattr(timesteps, "inner", None)
     return (
         float(getattr(timesteps, "shift", 1.0))
         if inner is None or hasattr(timesteps, "shift")
-        else _shift_of(inner)
+        else shift_of(inner)
     )
 
 

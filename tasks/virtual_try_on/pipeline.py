@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.adapters import load_group_lora, save_lora
-from ...core.adapters.group import group_adapters, plain_layers
+from ...core.adapters.group import plain_layers
 from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import KeyValueCache
@@ -94,7 +94,7 @@ class VirtualTryOnPipeline(DiffusionPipeline):
         """Save the plain parts, and a LoRA file for each group: ``adapters/<group>.safetensors``."""
         with plain_layers(self.transformer):
             super().save_pretrained(save_directory, **kwargs)
-        for name in group_adapters(self.transformer):
+        for name in (self.config.adapters or {}).values():
             folder = Path(save_directory) / ADAPTERS
             folder.mkdir(parents=True, exist_ok=True)
             save_lora(self.transformer, folder / f"{name}.safetensors", name, overwrite=True)
