@@ -20,9 +20,10 @@ from .commands.failures import explain, is_disk_full
 from .commands.parser import Parser, add_options
 from .devices import check_device_name
 from .errors import PolyditError
-from .inputs import Inputs, count_suffixes, find_inputs
+from .inputs import count_suffixes
+from .jobs import Job, Jobs, find_jobs
 from .open_pipeline import CACHES, choose_weights, open_pipeline
-from .results import RESULTS, earlier_records, existing_results, report
+from .results import RESULTS, earlier_record, earlier_records, existing_results, report
 from .task import Option, TaskSpec, resolve
 
 if TYPE_CHECKING:
@@ -60,12 +61,17 @@ def predict_parser(task: TaskSpec) -> Parser:
         f"{task.summary} One result per {kinds}, and results.json with settings, seed and timings.",
     )
     parser.add_argument(
-        "--input",
-        required=True,
+        *dict.fromkeys(("--input", task.input_flag)),
+        required=task.table is None,
+        dest="input",
         nargs="+",
         metavar="PATH",
         help="file, folder, or pattern such as 'photos/*.jpg'",
     )
+    if task.table is not None:
+        columns = f"{task.input_flag.lstrip('-')} and the options below, without dashes"
+        text = f"instead: CSV file with a row for each result and the columns {columns}"
+        add_options(parser, [Option(task.table, "path", None, text, metavar="FILE")])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     add_options(parser, OPTIONS)
     if systems := [entry for entry in task.systems if entry.weights]:
@@ -101,27 +107,25 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
         PolyditError: nothing could be done, or the only input failed.
     """
     say = note or _say
-    inputs = find_inputs(options.input, task.input_kinds, task.outputs_of)
-    for source in inputs.files:
-        if source.resolve().parent == options.output.expanduser().resolve():
+    found = find_jobs(task, options)
+    for job in found.jobs:
+        if job.source.resolve().parent == options.output.expanduser().resolve():
             raise PolyditError(
-                f"--output {options.output}: is the folder of {source.name}; choose another folder"
+                f"--output {options.output}: is the folder of {job.source.name}; choose another folder"
             )
     weights = choose_weights(task, options.weights, getattr(options, "system", None))
-    kept = (
-        {}
-        if options.overwrite
-        else {source: existing_results(task, source, options) for source in inputs.files}
-    )
-    todo = [source for source in inputs.files if not kept.get(source)]
+    kept = {}
+    if not options.overwrite:
+        kept = {job: existing_results(task, job.source, job.options) for job in found.jobs}
+    todo = [job for job in found.jobs if not kept.get(job)]
 
     from .media import OutputWriter
 
     writer = OutputWriter(options.output, overwrite=options.overwrite)
     earlier = earlier_records(writer.path(RESULTS))
-    records: dict[Path, dict[str, Any]] = {
-        source: {**earlier.get(str(source), {"input": str(source)}), "status": "kept"}
-        for source, files in kept.items()
+    records: dict[Job, dict[str, Any]] = {
+        job: {**earlier_record(earlier, job.source, files), "status": "kept"}
+        for job, files in kept.items()
         if files
     }
     settings: dict[str, Any] = {"weights": str(weights)}
@@ -130,19 +134,17 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
         if todo:
             pipe = open_pipeline(task, weights, options, settings, say)
             settings["load_seconds"] = round(time.perf_counter() - begin, 3)
-            _run_all(task, pipe, todo, inputs, writer, options, records, say)
+            _run_all(task, pipe, todo, found, writer, options.debug, records, say)
     except KeyboardInterrupt:
         settings["interrupted"] = True
         raise
     finally:
-        if any(source in records for source in todo):
+        if any(job in records for job in todo):
             settings["seconds"] = round(time.perf_counter() - begin, 3)
-            content = report(
-                task, options, settings, [records[file] for file in inputs.files if file in records]
-            )
+            content = report(task, options, settings, [records[job] for job in found.jobs if job in records])
             if not is_disk_full(sys.exception()):
                 writer.json(RESULTS, content, overwrite=True)
-    return _summary(records, inputs, options, say)
+    return _summary(records, found, options, say)
 
 
 def run_one(
@@ -171,47 +173,54 @@ def run_one(
 def _run_all(
     task: TaskSpec,
     pipe: DiffusionPipeline,
-    todo: list[Path],
-    inputs: Inputs,
+    todo: list[Job],
+    found: Jobs,
     writer: OutputWriter,
-    options: argparse.Namespace,
-    records: dict[Path, dict[str, Any]],
+    debug: bool,
+    records: dict[Job, dict[str, Any]],
     say: Callable[[str], None],
 ) -> None:
     with _progress(len(todo)) as step:
-        for number, source in enumerate(todo):
+        for number, job in enumerate(todo):
+            source = job.source
             step(number, 0, 1, source.name)
 
             def within(done: int, total: int, number: int = number, name: str = source.name) -> None:
                 step(number, done, total, name)
 
-            options.progress = within  # a task that has something to count calls it
+            job.options.progress = within  # a task that has something to count calls it
             begin = time.perf_counter()
             record: dict[str, Any] = {"input": str(source)}
+            if job.row:
+                record["row"] = {
+                    name: str(value) if isinstance(value, Path) else value for name, value in job.row.items()
+                }
             try:
-                if source in inputs.clashes:
+                if job.clash is not None:
                     raise PolyditError(
-                        f"{source}: its results would have the names of those of {inputs.clashes[source]}; "
+                        f"{source}: its results would have the names of those of {job.clash}; "
                         "run it into another --output"
                     )
-                made = run_one(task, pipe, source, writer, options)
+                made = run_one(task, pipe, source, writer, job.options)
                 record |= {"status": "done", **made, "seconds": round(time.perf_counter() - begin, 3)}
             except Exception as error:
                 line = explain(error)
-                # Alone, with a wrong option, or without room, going on makes no sense; a defect should show.
-                if len(inputs.files) == 1 or options.debug or line is None or line.startswith("--"):
+                # Alone, with a wrong option, or without room, going on makes no sense; a defect should show. What a
+                # row of a table says is of that row only.
+                wrong_option = line is not None and line.startswith("--") and not job.row
+                if len(found.jobs) == 1 or debug or line is None or wrong_option:
                     raise
                 if is_disk_full(error):
                     raise
                 record |= {"status": "failed", "error": line}
                 say(f"polydit: {line}")
-            records[source] = record
+            records[job] = record
             step(number + 1, 0, 1, source.name)
 
 
 def _summary(
-    records: dict[Path, dict[str, Any]],
-    inputs: Inputs,
+    records: dict[Job, dict[str, Any]],
+    found: Jobs,
     options: argparse.Namespace,
     say: Callable[[str], None],
 ) -> int:
@@ -219,12 +228,12 @@ def _summary(
     parts = [f"{count['done']} done, in {options.output}"] if count["done"] else []
     if count["kept"]:
         parts.append(f"{count['kept']} kept as they were (--overwrite replaces them)")
-    if inputs.skipped:
+    if found.skipped:
         parts.append(
-            f"{sum(inputs.skipped.values())} files of other kinds skipped ({count_suffixes(inputs.skipped)})"
+            f"{sum(found.skipped.values())} files of other kinds skipped ({count_suffixes(found.skipped)})"
         )
     if count["failed"]:
-        parts.append(f"{count['failed']} of {len(inputs.files)} failed (see {options.output / RESULTS})")
+        parts.append(f"{count['failed']} of {len(found.jobs)} failed (see {options.output / RESULTS})")
     say("polydit: " + "; ".join(parts))
     return 2 if count["failed"] else 0
 

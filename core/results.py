@@ -11,19 +11,35 @@ from typing import Any
 
 from .task import TaskSpec
 
-__all__ = ["RESULTS", "earlier_records", "existing_results", "report"]
+__all__ = [
+    "RESULTS",
+    "earlier_record",
+    "earlier_records",
+    "existing_results",
+    "expected_results",
+    "report",
+]
 
 RESULTS = "results.json"
 
 
+def expected_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> tuple[str, ...]:
+    """The patterns of `source`'s results, with the names of input and options filled in."""
+    fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
+    fields |= {
+        f"{name}_stem": glob.escape(value.stem)
+        for name, value in vars(options).items()
+        if isinstance(value, Path)
+    }
+    fields["stem"] = glob.escape(source.stem)
+    return tuple(pattern.format_map(fields) for pattern in task.outputs_of(source))
+
+
 def existing_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> list[Path]:
     """What an earlier run left in the output folder for `source`."""
-    fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
-    fields["stem"] = glob.escape(source.stem)
     folder: Path = options.output
     found: set[Path] = set()
-    for pattern in task.outputs_of(source):
-        filled = pattern.format_map(fields)
+    for filled in expected_results(task, source, options):
         for path in folder.glob(filled):
             # "a.*" is not meant to find "a.b.png", which is the result of another input.
             if path.name != RESULTS and (not filled.endswith(".*") or fnmatchcase(path.stem, filled[:-2])):
@@ -31,12 +47,23 @@ def existing_results(task: TaskSpec, source: Path, options: argparse.Namespace) 
     return sorted(found)
 
 
-def earlier_records(file: Path) -> dict[str, dict[str, Any]]:
-    """Records of an earlier run into the same folder by input; nothing if they cannot be read."""
+def earlier_records(file: Path) -> list[dict[str, Any]]:
+    """Records of an earlier run into the same folder; nothing if they cannot be read."""
     try:
-        return {record["input"]: record for record in json.loads(file.read_text(encoding="utf-8"))["inputs"]}
+        records = json.loads(file.read_text(encoding="utf-8"))["inputs"]
+        return [record for record in records if isinstance(record["input"], str)]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return []
+
+
+def earlier_record(records: list[dict[str, Any]], source: Path, files: list[Path]) -> dict[str, Any]:
+    """What an earlier run said of `source` when it made `files`; of several, the one that names them."""
+    own = [record for record in records if record["input"] == str(source)]
+    names = {file.name for file in files}
+    return next(
+        (record for record in own if names & set(record.get("files", ()))),
+        own[0] if own else {"input": str(source)},
+    )
 
 
 def report(

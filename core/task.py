@@ -122,9 +122,12 @@ class TaskSpec:
         predict_options: what ``predict`` takes beside the common options.
         input_kinds: what ``--input`` may be, ``"image"`` and/or ``"video"``, or suffixes such as ``".glb"``.
         outputs: patterns of what ``predict`` writes for one input; ``{stem}`` and the names of the options are
-            filled in, and ``.*`` is any one suffix. By kind of input, where kinds give different files. An input with a
-            match in the output folder is kept unless ``--overwrite``.
+            filled in (``{mask_stem}`` where an option ``--mask`` is a path), and ``.*`` is any one suffix. By kind of
+            input, where kinds give different files. An input with a match in the output folder is kept unless
+            ``--overwrite``.
         commands: further commands.
+        input_flag: another name of ``--input``, which fits what the task takes: ``"--person"``.
+        table: an option that names a CSV file with a row for each result: the input, and what differs of the options.
         subclass_mode: its systems have modules and data modules of their own: `module` and `datamodule` are what these
             subclass, and a config names them by ``class_path`` and ``init_args``.
     """
@@ -144,6 +147,8 @@ class TaskSpec:
     input_kinds: tuple[str, ...] = ("image",)
     outputs: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ("{stem}.*",)
     commands: tuple[Command, ...] = field(default=())
+    input_flag: str = "--input"
+    table: str | None = None
     subclass_mode: bool = False
 
     def outputs_of(self, source: Path) -> tuple[str, ...]:
