@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import PolyditError
+from ..tensor_files import save_tensors
 
 __all__ = ["FLAT", "LoraFile", "LoraModule", "open_lora", "write_lora"]
 
@@ -179,11 +179,7 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {key: value.clone().contiguous() for key, value in tensors.items()},
-            temporary,
-            metadata={"format": "pt", **texts},
-        )
+        save_tensors(tensors, temporary, {"format": "pt", **texts})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # the second is all that safetensors says of a full disk
         reason = getattr(error, "strerror", None) or str(error)

@@ -14,7 +14,8 @@ __all__ = ["find_config", "run_lightning"]
 
 def run_lightning(task: TaskSpec, subcommand: str, words: Sequence[str]) -> int:
     """Hand over to Lightning's command line, with the config file found by its name too."""
-    words = [word for word in words if word != "--debug"]
+    typed = [word for word in words if word != "--debug"]
+    words = list(typed)
     for number, word in enumerate(words):
         if word in ("--config", "-c") and number + 1 < len(words):
             words[number + 1] = str(find_config(task, words[number + 1]))
@@ -22,7 +23,7 @@ def run_lightning(task: TaskSpec, subcommand: str, words: Sequence[str]) -> int:
             words[number] = f"--config={find_config(task, word.partition('=')[2])}"
     from ..training.cli import run
 
-    run(task, cast(Literal["fit", "validate", "test"], subcommand), words)
+    run(task, cast(Literal["fit", "validate", "test"], subcommand), words, typed)
     return 0
 
 

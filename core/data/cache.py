@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import PolyditError
+from ..tensor_files import save_tensors
 
 __all__ = ["CachedTensors", "TensorCache", "fill", "fingerprint"]
 
@@ -120,8 +121,7 @@ class TensorCache:
         try:
             self._describe()
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-            temporary.chmod(0o644)
+            save_tensors(tensors, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)

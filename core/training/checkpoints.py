@@ -178,10 +178,12 @@ class Checkpoints(Checkpoint):
                 os.replace(temporary, path)
                 flush_folder(path.parent)
         except OSError as error:
-            raise PolyditError(
-                f"{path}: cannot be written ({error.strerror or error}); the checkpoint before it is kept. Make room, "
-                "then resume with --ckpt_path last"
-            ) from error
+            advice = (
+                "the checkpoint before it is kept. Make room, then resume with --ckpt_path last"
+                if self.last.exists()
+                else "there is none before it. Make room or choose another --output, then start again"
+            )
+            raise PolyditError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
         finally:
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)

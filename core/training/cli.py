@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,10 +36,16 @@ if TYPE_CHECKING:
 __all__ = ["TaskCLI", "instantiate", "run"]
 
 
-def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: list[str]) -> None:
+def run(
+    spec: TaskSpec,
+    subcommand: Literal["fit", "validate", "test"],
+    argv: list[str],
+    typed: Sequence[str] | None = None,
+) -> None:
     """Run a subcommand with the words that follow it on the command line.
 
-    Without ``--config`` it takes the task's default.
+    Without ``--config`` it takes the task's default. Model cards show the words as they were ``typed``, where that is
+    something else: the names of shipped configs instead of where they lie on this machine.
 
     Raises:
         PolyditError: anything that the user can put right.
@@ -54,7 +61,7 @@ def run(spec: TaskSpec, subcommand: Literal["fit", "validate", "test"], argv: li
     cli.model.run_record = {
         "task": spec.name,
         "config": portable(cli.plain_config()),
-        "command": shlex.join(["polydit", spec.name, subcommand, *argv]),
+        "command": shlex.join(["polydit", spec.name, subcommand, *(typed or argv)]),
     }
     if subcommand == "fit":
         fit(spec, cli, folder, checkpoint, argv)

@@ -229,7 +229,9 @@ def _write(pipeline: Any, output: Path, card: Card, dtype: str, format: str, ove
         }
         return export_onnx(pipeline.transformer, path, metadata=entries, overwrite=overwrite)
     if dtype == "bfloat16":
-        pipeline.to(torch.bfloat16)
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                torch.nn.Module.to(component, torch.bfloat16)  # diffusers' own warns, about nothing
     return save_pipeline(pipeline, output, card=card, overwrite=overwrite)
 
 
@@ -258,8 +260,8 @@ def save_pipeline(
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(temporary)
-        for file in temporary.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes files that only their owner may read
+        for file in temporary.rglob("*.safetensors"):  # safetensors lets only their owner read them
+            file.chmod((temporary / "model_index.json").stat().st_mode)
         if card is not None:
             card.write(temporary, output.name)
         if output.exists():

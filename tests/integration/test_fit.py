@@ -149,3 +149,13 @@ def test_mistakes_end_in_one_line_and_exit_code_2(folder, words, message, capsys
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
     assert "Traceback" not in last
+
+
+def test_a_shipped_config_is_found_by_its_name_and_written_down_by_it(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr("polydit.core.training.cli.run", lambda *given: seen.append(given))
+    assert main(["super-resolution", "fit", "--config", "small.yaml", "--config=lora", "--debug"]) == 0
+    ((_, subcommand, words, typed),) = seen
+    assert subcommand == "fit"
+    assert [Path(word.removeprefix("--config=")).is_file() for word in words] == [False, True, True]
+    assert typed == ["--config", "small.yaml", "--config=lora"]

@@ -512,6 +512,19 @@ def test_export_keeps_what_exists_and_can_take_the_raw_weights(fit, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "runs", "toy.yaml"]
 
 
+def test_export_in_half_precision_warns_of_nothing_and_follows_the_umask(fit, tmp_path, capfd):
+    path, before = fit() / "checkpoints/last.ckpt", os.umask(0o027)
+    capfd.readouterr()
+    try:
+        out = export(TOY, path, tmp_path / "out", dtype="bfloat16")
+    finally:
+        os.umask(before)
+    assert capfd.readouterr().err == ""
+    file = out / "transformer/diffusion_pytorch_model.safetensors"
+    assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+    assert {p.stat().st_mode & 0o777 for p in out.rglob("*") if p.is_file()} == {0o640}
+
+
 # -- options -------------------------------------------------------------------------------------------------
 
 

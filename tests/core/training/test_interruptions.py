@@ -119,6 +119,19 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(folder, monkeypatch):
     assert [p.name for p in last(folder, "run").parent.iterdir()] == ["last.ckpt"]
 
 
+def test_a_disk_too_small_for_the_first_checkpoint_says_that_nothing_is_kept(folder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(PolyditError, match=r"\(File too large\); there is none before it\. Make room or"):
+            run(TOY, "fit", words("run", "--trainer.max_steps", "1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(last(folder, "run").parent.iterdir()) == []
+    run(TOY, "fit", words("run", "--trainer.max_steps", "1"))  # in the same folder
+    assert read_checkpoint(last(folder, "run"))["global_step"] == 1
+
+
 def test_a_checkpoint_of_a_newer_format_says_so(folder):
     run(TOY, "fit", words("run", "--trainer.max_steps", "1"))
     checkpoint = torch.load(last(folder, "run"), weights_only=True)
