@@ -16,6 +16,7 @@ __all__ = [
     "sincos_table",
     "sinusoid",
     "unpatchify",
+    "widened",
 ]
 
 
@@ -79,6 +80,20 @@ class PatchEmbed(nn.Module):
         """(B, C, *spatial) -> (B, N, D), row-major."""
         # A transposed view would hand its layout to every sum of the residual stream: strided rows in each block.
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+
+
+def widened(weight: Tensor, channels: int) -> Tensor:
+    """An input layer's weight (out, in, ...) for more input channels: copies side by side, divided by their number.
+
+    On equal copies of the old input it answers what the old layer did.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of the input channels.
+    """
+    times, rest = divmod(channels, weight.shape[1])
+    if rest or not times:
+        raise ValueError(f"{channels} channels are no multiple of {weight.shape[1]}")
+    return weight.repeat(1, times, *[1] * (weight.ndim - 2)) / times
 
 
 def unpatchify(tokens: Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> Tensor:

@@ -6,8 +6,9 @@ values besides its own: everything else in these transformers works on each toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..backbones.pretrained import PretrainedTransformer
 from .key_value_cache import KeyValues
 
-__all__ = ["AttentionExchange", "self_attentions"]
+__all__ = ["AttentionExchange", "intercepting", "self_attentions"]
 
 
 def self_attentions(model: PretrainedTransformer) -> list[nn.Module]:
@@ -69,36 +70,8 @@ class AttentionExchange:
         """Take part in every call of the model's attentions."""
         with ExitStack() as stack:
             for index, attention in enumerate(self._attentions):
-                stack.enter_context(self._around(attention, index))
+                stack.enter_context(intercepting(attention, partial(self.attend, index)))
             yield
-
-    @contextmanager
-    def _around(self, attention: nn.Module, index: int) -> Iterator[None]:
-        """Between the two hooks of an attention, torch's own attention function is ours."""
-        running: list[_Intercept] = []
-
-        def before(_module: nn.Module, _inputs: Any) -> None:
-            running.append(_Intercept(self, index))
-            running[-1].__enter__()
-
-        def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            intercept = running.pop()
-            intercept.__exit__(None, None, None)
-            if output is not None and not intercept.called:
-                raise ValueError(
-                    f"{type(self.model.transformer).__name__} runs its attention by a backend that token groups cannot "
-                    'reach; use set_attention_backend("native")'
-                )
-
-        handles = (
-            attention.register_forward_pre_hook(before),
-            attention.register_forward_hook(after, always_call=True),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def attend(
         self,
@@ -134,12 +107,49 @@ class AttentionExchange:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **kwargs)
 
 
-class _Intercept(TorchFunctionMode):
-    """Sends torch's attention function to an exchange."""
+@contextmanager
+def intercepting(attention: nn.Module, attend: Callable[..., Tensor]) -> Iterator[None]:
+    """Let a diffusers attention call ``attend`` in place of torch's own attention function.
 
-    def __init__(self, exchange: AttentionExchange, index: int) -> None:
+    Args:
+        attention: the module; its processor must be one that calls torch's function.
+        attend: takes what ``torch.nn.functional.scaled_dot_product_attention`` takes, (B, heads, tokens, width).
+
+    Raises:
+        ValueError: on the call, if the attention is computed by something else.
+    """
+    running: list[_Intercept] = []
+
+    def before(_module: nn.Module, _inputs: Any) -> None:
+        running.append(_Intercept(attend))
+        running[-1].__enter__()
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        intercept = running.pop()
+        intercept.__exit__(None, None, None)
+        if output is not None and not intercept.called:
+            raise ValueError(
+                f"{type(attention).__name__} is computed by a backend that other tokens cannot be shown to; "
+                'use set_attention_backend("native")'
+            )
+
+    handles = (
+        attention.register_forward_pre_hook(before),
+        attention.register_forward_hook(after, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Intercept(TorchFunctionMode):
+    """Sends torch's attention function elsewhere."""
+
+    def __init__(self, attend: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.exchange, self.index, self.called = exchange, index, False
+        self.attend, self.called = attend, False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -147,4 +157,4 @@ class _Intercept(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.called = True
-        return self.exchange.attend(self.index, *args, **(kwargs or {}))
+        return self.attend(*args, **(kwargs or {}))

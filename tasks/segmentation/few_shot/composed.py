@@ -41,6 +41,9 @@ class Things(Protocol):
 
     classes: Sequence[str]
 
+    def fit(self, label: int) -> int:
+        """The number itself, or of the next class that can be used."""
+
     def draw(self, rng: np.random.Generator, label: int) -> Image.Image:
         """A thing of class number ``label``."""
 
@@ -57,18 +60,45 @@ class Cutouts:
 
     Args:
         files: RGBA pictures.
+        least_filled: cut-outs whose visible part is a smaller share of their box are not used: a thin line of a few
+            pixels can be neither shown nor found.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], least_filled: float = 0.12) -> None:
         self.files = list(files)
         self.classes = [file.stem for file in self.files]
-        self._cache: dict[int, Image.Image] = {}
+        self.least_filled = least_filled
+        self._cache: dict[int, Image.Image | None] = {}
+
+    def fit(self, label: int) -> int:
+        """The number itself, or of the next cut-out that can be used.
+
+        Raises:
+            PolyditError: none can.
+        """
+        for offset in range(len(self.files)):
+            number = (label + offset) % len(self.files)
+            if self._picture(number) is not None:
+                return number
+        raise PolyditError(f"{self.files[0].parent}: none of {len(self.files)} cut-outs can be used")
+
+    def _picture(self, label: int) -> Image.Image | None:
+        """The cut-out, or None where it is damaged, tiny or thin; kept after the first time."""
+        if label not in self._cache:
+            try:
+                picture = read_cutout(self.files[label])
+            except PolyditError:
+                picture = None
+            if picture is not None:
+                filled = float((np.asarray(picture.getchannel("A")) > 127).mean())
+                picture = picture if min(picture.size) > 15 and filled >= self.least_filled else None
+            self._cache[label] = picture
+        return self._cache[label]
 
     def draw(self, rng: np.random.Generator, label: int) -> Image.Image:
         """The cut-out with another brightness, contrast and saturation."""
-        if label not in self._cache:
-            self._cache[label] = read_cutout(self.files[label])
-        picture = self._cache[label]
+        picture = self._picture(label)
+        assert picture is not None
         alpha = picture.getchannel("A")
         colours = picture.convert("RGB")
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -137,6 +167,10 @@ class DrawnShapes:
         self.first = first
         self.classes = [f"shape {first + i}" for i in range(count)]
 
+    def fit(self, label: int) -> int:
+        """Every shape can be used."""
+        return label
+
     def draw(self, rng: np.random.Generator, label: int) -> Image.Image:
         """The shape with slightly other colours, and its pattern shifted."""
         side = 64
@@ -171,6 +205,22 @@ class Noise:
         return Image.fromarray(grid, "RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A picture (S, S, 3) and which class each pixel is of, -1 for the background."""
+
+    image: Picture
+    owner: NDArray[np.int64]
+
+    def visible(self, label: int) -> bool:
+        """Whether enough of a class is seen to speak of it: a hundredth of the picture's half."""
+        return int((self.owner == label).sum()) * 200 >= self.owner.size
+
+    def showing(self, label: int) -> Marked:
+        """The picture with one class marked."""
+        return Marked(self.image, self.owner == label)
+
+
 @dataclass
 class ComposedEpisodes:
     """Things on backgrounds.
@@ -200,37 +250,57 @@ class ComposedEpisodes:
 
     def episode(self, rng: np.random.Generator, label: int, shots: int, size: int) -> Episode:
         """Query and supports, on backgrounds of their own."""
-        count = int(rng.integers(self.distractors[0], self.distractors[1] + 1))
-        others = self._others(rng, label, count)
-        query = self.compose(rng, label, others, size)
+        label = self.things.fit(label)
+        others = self._others(rng, label, int(rng.integers(self.distractors[0], self.distractors[1] + 1)))
+        query = self.scene(rng, [label, *others], size)
         supports = []
         for _ in range(shots):
             beside: list[int] = []
             if rng.random() < 0.75:
                 shared = others and rng.random() < self.shared
                 beside = [int(rng.choice(others))] if shared else self._others(rng, label, 1)
-            supports.append(self.compose(rng, label, beside, size))
-        return Episode(label, query, tuple(supports))
+            supports.append(self.scene(rng, [label, *beside], size).showing(label))
+        return Episode(label, query.showing(label), tuple(supports))
+
+    def group(
+        self, rng: np.random.Generator, episodes: int, shots: int, size: int, scenes: int = 4
+    ) -> list[Episode]:
+        """Several episodes out of few pictures, in which the same three classes lie in different company.
+
+        Each picture is asked about each of its things, and explains each to the others: a third of the work of drawing
+        single episodes, and no picture tells which of its things is meant.
+        """
+        chosen = [self.things.fit(int(number)) for number in rng.integers(len(self.classes), size=3)]
+        drawn = []
+        for _ in range(scenes):
+            shown = list(rng.permutation(chosen)[: 2 + int(rng.random() < 0.5)])
+            extra = self._others(rng, chosen[0], 1) if rng.random() < 0.4 else []
+            drawn.append(self.scene(rng, [*map(int, shown), *extra], size))
+        found = []
+        while len(found) < episodes:
+            label = int(rng.choice(chosen))
+            holding = [scene for scene in drawn if scene.visible(label)]
+            if len(holding) < 2:  # hidden by others: a picture more
+                drawn.append(self.scene(rng, [label, *self._others(rng, label, 1)], size))
+                continue
+            order = [holding[i] for i in rng.permutation(len(holding))]
+            supports = [order[1 + i % (len(order) - 1)].showing(label) for i in range(shots)]
+            found.append(Episode(label, order[0].showing(label), tuple(supports)))
+        return found
 
     def _others(self, rng: np.random.Generator, label: int, count: int) -> list[int]:
         drawn = rng.integers(len(self.classes) - 1, size=min(count, len(self.classes) - 1))
-        return [int(number + (number >= label)) for number in drawn]
+        return [self.things.fit(int(number + (number >= label))) for number in drawn]
 
-    def compose(self, rng: np.random.Generator, label: int, others: Sequence[int], size: int) -> Marked:
-        """A picture of a thing among others; the mask is what is seen of the thing."""
+    def scene(self, rng: np.random.Generator, numbers: Sequence[int], size: int) -> Scene:
+        """A picture of some things; a thing's mask is what is seen of it."""
         picture = self.backgrounds.draw(rng, size)
-        order = rng.permutation(len(others) + 1)
-        numbers = [label, *others]
-        taken = np.zeros((size, size), bool)
-        mask = np.zeros((size, size), bool)
-        for place in order:
-            layer, alpha = self._placed(rng, numbers[place], size, taken)
+        owner = np.full((size, size), -1)
+        for number in rng.permutation(numbers):
+            layer, alpha = self._placed(rng, int(number), size, owner >= 0)
             picture.paste(layer, (0, 0), layer)
-            mask &= ~alpha
-            taken |= alpha
-            if place == 0:
-                mask |= alpha
-        return Marked(np.asarray(picture), mask)
+            owner[alpha] = number
+        return Scene(np.asarray(picture), owner)
 
     def _placed(
         self, rng: np.random.Generator, number: int, size: int, taken: NDArray[np.bool_]
@@ -269,38 +339,20 @@ class ComposedEpisodes:
         return layer, np.asarray(layer.getchannel("A")) > 127
 
 
-def corpus_episodes(
-    root: Path, split: str, allow_reserved: bool = False, least_filled: float = 0.12
-) -> ComposedEpisodes:
+def corpus_episodes(root: Path, split: str, allow_reserved: bool = False) -> ComposedEpisodes:
     """Cut-outs of a corpus on its photographs. The splits of a corpus have no cut-out in common.
 
     Args:
         root: a folder made by ``polydit corpus build``.
         split: ``train``, ``val`` or ``reserved``.
         allow_reserved: needed to read ``reserved``, on which nothing may be trained.
-        least_filled: cut-outs whose visible part is a smaller share of their box are left out: a thin line of a few
-            pixels can be neither shown nor found.
 
     Raises:
         PolyditError: there are none.
     """
     cutouts = [path for path, _ in pictures_of(root, split, kind="cutouts", allow_reserved=allow_reserved)]
     photos = [path for path, _ in pictures_of(root, split, kind="photos", allow_reserved=allow_reserved)]
-    things = Cutouts(cutouts)
-    kept = [number for number in range(len(cutouts)) if _filled(things, number) >= least_filled]
-    if len(kept) < 2:
-        raise PolyditError(f"{root}: {len(kept)} cut-outs of the split '{split}' can be used; two are needed")
-    chosen = Cutouts([cutouts[number] for number in kept])
-    chosen._cache = {new: things._cache[old] for new, old in enumerate(kept)}
-    return ComposedEpisodes(chosen, Photographs(photos))
-
-
-def _filled(things: Cutouts, number: int) -> float:
-    try:
-        picture = things._cache.setdefault(number, read_cutout(things.files[number]))
-    except PolyditError:
-        return 0.0
-    return float((np.asarray(picture.getchannel("A")) > 127).mean()) if min(picture.size) > 15 else 0.0
+    return ComposedEpisodes(Cutouts(cutouts), Photographs(photos))
 
 
 def drawn_episodes(split: str, count: int = 1000) -> ComposedEpisodes:

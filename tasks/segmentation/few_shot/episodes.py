@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ....core.data.images import read_image, to_uint8
 from ....core.errors import PolyditError
 
-__all__ = ["Episode", "EpisodeSet", "EpisodeSource", "Example", "FolderEpisodes", "Marked"]
+__all__ = ["Episode", "EpisodeGroups", "EpisodeSet", "EpisodeSource", "Example", "FolderEpisodes", "Marked"]
 
 Picture = NDArray[np.uint8]
 
@@ -55,6 +55,13 @@ class EpisodeSource(Protocol):
 
     def episode(self, rng: np.random.Generator, label: int, shots: int, size: int) -> Episode:
         """An episode of class number ``label`` whose pictures have the side ``size``."""
+
+
+class GroupSource(EpisodeSource, Protocol):
+    """One that can draw episodes that share their pictures."""
+
+    def group(self, rng: np.random.Generator, episodes: int, shots: int, size: int) -> list[Episode]:
+        """So many episodes."""
 
 
 @dataclass(frozen=True)
@@ -185,17 +192,7 @@ class EpisodeSet(Dataset[dict[str, Tensor]]):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        episode = self.draw(index)
-        sample = {
-            "query": to_pixels(episode.query.image),
-            "query_mask": to_mask(episode.query.mask),
-            "support": torch.stack([to_pixels(shown.image) for shown in episode.supports]),
-            "support_mask": torch.stack([to_mask(shown.mask) for shown in episode.supports]),
-            "label": torch.tensor(episode.label),
-        }
-        if episode.ignore is not None:
-            sample["counted"] = to_mask(~episode.ignore)
-        return sample
+        return tensors(self.draw(index))
 
     def draw(self, index: int) -> Episode:
         """Episode number ``index``: its class evenly among all."""
@@ -206,6 +203,58 @@ class EpisodeSet(Dataset[dict[str, Tensor]]):
             return episode
         query = self.augment(episode.query, rng)
         return Episode(label, query, tuple(self.augment(shown, rng) for shown in episode.supports))
+
+
+class EpisodeGroups(Dataset[dict[str, Tensor]]):
+    """Groups of episodes that share pictures, each group a sample: as :class:`EpisodeSet`, with an axis in front.
+
+    Args:
+        source: what draws them.
+        length: number of groups.
+        episodes: in each.
+        shots: supports of each episode.
+        sizes: side in pixels -> relative frequency; all samples of ``batch`` consecutive numbers have the same.
+        batch: see ``sizes``.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        source: GroupSource,
+        length: int,
+        episodes: int = 8,
+        shots: int = 1,
+        sizes: Mapping[int, float] | None = None,
+        batch: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.length, self.episodes, self.shots = source, length, episodes, shots
+        self.sizes, self.batch, self.seed = dict(sizes or {128: 1.0}), batch, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shares = np.array(list(self.sizes.values()), float)
+        by_batch = np.random.default_rng([self.seed, 1, index // self.batch])
+        size = int(by_batch.choice(list(self.sizes), p=shares / shares.sum()))
+        rng = np.random.default_rng([self.seed, 2, index])
+        samples = [tensors(episode) for episode in self.source.group(rng, self.episodes, self.shots, size)]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def tensors(episode: Episode) -> dict[str, Tensor]:
+    """An episode as :class:`EpisodeSet` gives it."""
+    sample = {
+        "query": to_pixels(episode.query.image),
+        "query_mask": to_mask(episode.query.mask),
+        "support": torch.stack([to_pixels(shown.image) for shown in episode.supports]),
+        "support_mask": torch.stack([to_mask(shown.mask) for shown in episode.supports]),
+        "label": torch.tensor(episode.label),
+    }
+    if episode.ignore is not None:
+        sample["counted"] = to_mask(~episode.ignore)
+    return sample
 
 
 def to_pixels(image: Picture) -> Tensor:
