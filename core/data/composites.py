@@ -7,6 +7,7 @@ is drawn from the generator that is passed: the same generator state gives the s
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from .held import HeldPictures
 from .images import read_image, to_uint8
 from .picture_lists import pictures_of
 
-__all__ = ["Composite", "CompositeOptions", "Compositor", "blend", "degrade", "flatten"]
+__all__ = ["Composite", "CompositeOptions", "Compositor", "blend", "degrade", "flatten", "recolor"]
 
 Pixels = NDArray[np.uint8]
 
@@ -45,6 +46,8 @@ class CompositeOptions:
         jpeg: qualities of the JPEG over all; None is none.
         degrade: probability of noise, and of JPEG.
         photo_zoom: how much of the photograph's shorter side the crop shows.
+        balance: how often files of one source (before ``--`` in the names of a corpus) are drawn, as a power
+            of their number: 1 draws all files alike, 0 all sources.
         coverage: least and largest share of the picture that the foreground covers; what is outside is drawn again.
     """
 
@@ -62,6 +65,7 @@ class CompositeOptions:
     jpeg: tuple[int, int] | None = (50, 98)
     degrade: float = 0.5
     photo_zoom: tuple[float, float] = (0.5, 1.0)
+    balance: float = 1.0
     coverage: tuple[float, float] = (0.02, 0.8)
 
     @classmethod
@@ -139,7 +143,8 @@ class Compositor:
         self.size = (size, size) if isinstance(size, int) else size
         self.options = options or CompositeOptions()
         # Twice what a composite shows: crops and turns still reduce, so that nothing gets soft.
-        self.photo_side, self.cutout_side = 2 * max(self.size), round(1.25 * max(self.size))
+        self.photo_side, self.cutout_side = 2 * max(self.size), round(1.5 * max(self.size))
+        self._weights = [_balanced(files, self.options.balance) for files in (self.photos, self.cutouts)]
         self._photos = HeldPictures(self._read_photo, cache_megabytes // 2)
         self._cutouts = HeldPictures(self._read_cutout, cache_megabytes // 2)
 
@@ -169,10 +174,16 @@ class Compositor:
         )
         return cls(photos, cutouts, size, options, cache_megabytes)
 
+    def with_options(self, options: CompositeOptions) -> Compositor:
+        """Another one over the same files, which keeps them in memory together with this one."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
     def __call__(self, rng: np.random.Generator) -> Composite:
         """Draw one."""
         options = self.options
-        photo = self.photos[rng.integers(len(self.photos))]
+        photo = _pick(self.photos, self._weights[0], rng)
         background = self.background(photo, rng)
         if rng.random() < options.background_blur:
             background = _blurred(background, rng.random() * 0.008 * min(self.size))
@@ -192,7 +203,7 @@ class Compositor:
         crop = self._crop(self._photos(photo), rng)
         crop = recolor(crop, rng, options.color)
         for _ in range(int(rng.integers(options.distractors[0], options.distractors[1] + 1))):
-            other = self.photos[rng.integers(len(self.photos))]
+            other = _pick(self.photos, self._weights[0], rng)
             piece = recolor(self._crop(self._photos(other), rng), rng, options.color)
             mask = _random_shape(self.size, rng)[..., None].astype(np.float32) / 255
             crop = np.rint(piece * mask + crop * (1 - mask)).astype(np.uint8)
@@ -220,7 +231,7 @@ class Compositor:
         """
         low, high = self.options.coverage
         for _ in range(100):
-            file = self.cutouts[rng.integers(len(self.cutouts))]
+            file = _pick(self.cutouts, self._weights[1], rng)
             layer = self._placed(self._cutouts(file), rng)
             if low <= layer[..., 3].mean() / 255 <= high:
                 break
@@ -245,12 +256,12 @@ class Compositor:
         if options.rotation:
             picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         wide, high = picture.size
-        at = [
-            round(rng.uniform(*sorted((-(1 - options.inside) * part, whole - options.inside * part))))
-            if rng.random() < 0.3
-            else round(rng.uniform(*sorted((0, whole - part))))
-            for whole, part in ((width, wide), (height, high))
-        ]
+        at = []
+        for whole, part in ((width, wide), (height, high)):
+            ends = [0.0, float(whole - part)]
+            if rng.random() < 0.3:
+                ends = [-(1 - options.inside) * part, whole - options.inside * part]
+            at.append(round(float(rng.uniform(min(ends), max(ends)))))
         canvas = Image.new("RGBA", (width, height))
         canvas.paste(picture, (at[0], at[1]))
         return np.array(canvas)
@@ -283,6 +294,22 @@ class Compositor:
             size = tuple(max(1, round(side * ratio)) for side in picture.size)
             picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3)
         return np.asarray(picture)
+
+
+def _balanced(files: Sequence[Path], power: float) -> NDArray[np.float64] | None:
+    """Cumulated probabilities of files, so that a source of n files is drawn in proportion to ``n ** power``."""
+    if power == 1:
+        return None
+    sources = [path.name.partition("--")[0] for path in files]
+    counts = {name: sources.count(name) for name in set(sources)}
+    weights = np.array([counts[name] ** (power - 1.0) for name in sources])
+    return np.cumsum(weights / weights.sum())
+
+
+def _pick(files: Sequence[Path], cumulated: NDArray[np.float64] | None, rng: np.random.Generator) -> Path:
+    if cumulated is None:
+        return files[int(rng.integers(len(files)))]
+    return files[min(int(np.searchsorted(cumulated, rng.random())), len(files) - 1)]
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Coloured noise for training, and cut-outs of one sample in another: DiffDIS' two augmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["cut_mix", "pyramid_noise"]
+
+
+def pyramid_noise(
+    noise: Tensor, discount: float = 0.8, levels: int = 10, generator: torch.Generator | None = None
+) -> Tensor:
+    """White noise plus enlarged noise of ever coarser grids, scaled to a standard deviation of one.
+
+    Args:
+        noise: the finest level, standard normal (B, C, h, w).
+        discount: level i counts ``discount ** i``.
+        levels: at most; it ends where a grid is down to one cell.
+        generator: source of the coarser levels and of the ratios of their sizes, each in [2, 4].
+
+    Returns:
+        Like ``noise``; each sample has a standard deviation of one.
+    """
+    height, width = noise.shape[-2:]
+    total, rows, columns = noise.clone(), float(height), float(width)
+    for level in range(1, levels):
+        ratio = 2 + 2 * float(torch.rand((), generator=generator))
+        rows, columns = max(1.0, rows / ratio), max(1.0, columns / ratio)
+        grid = torch.randn(*noise.shape[:2], int(rows), int(columns), generator=generator).to(noise)
+        total += discount**level * F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+        if rows == columns == 1:
+            break
+    return total / total.flatten(1).std(dim=1).view(-1, 1, 1, 1)
+
+
+def cut_mix(
+    batch: Mapping[str, Tensor],
+    probability: float = 0.5,
+    generator: torch.Generator | None = None,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 3.33),
+) -> dict[str, Tensor]:
+    """In pairs: a box of each sample is replaced, in all its maps, by the same box of its partner.
+
+    Args:
+        batch: maps (B, C, H, W) of one size; other tensors pass.
+        probability: that a sample gets a box. With an odd number of samples the last one is left alone.
+        generator: source of the draws.
+        area: least and largest share of the picture.
+        aspect: least and largest height over width.
+
+    Returns:
+        The batch with new tensors.
+    """
+    maps = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4}
+    mixed = {**batch, **{name: value.clone() for name, value in maps.items()}}
+    height, width = next(iter(maps.values())).shape[-2:]
+    count = len(next(iter(maps.values())))
+    for row in range(count - count % 2):
+        draws = torch.rand(5, generator=generator).tolist()
+        if draws[0] >= probability:
+            continue
+        share = area[0] + (area[1] - area[0]) * draws[1]
+        ratio = aspect[0] * (aspect[1] / aspect[0]) ** draws[2]
+        rows = min(height, max(1, round((share * height * width * ratio) ** 0.5)))
+        columns = min(width, max(1, round((share * height * width / ratio) ** 0.5)))
+        top, left = int(draws[3] * (height - rows + 1)), int(draws[4] * (width - columns + 1))
+        box = (..., slice(top, top + rows), slice(left, left + columns))
+        for name, value in maps.items():
+            mixed[name][row][box] = value[row ^ 1][box]
+    return mixed
