@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .alpha import checkerboard, on_checkerboard
 from .before_after import BeforeAfter, before_after_html, before_after_page
+from .layer_files import LayerStack, PictureLayer, export_layers, read_layers, write_layers
 from .pixels import from_uint8, to_uint8
 from .png import PngStream
 from .sheet import ZoomBox, comparison_sheet, contact_sheet, detail_boxes
@@ -16,7 +17,9 @@ from .writer import OutputWriter
 
 __all__ = [
     "BeforeAfter",
+    "LayerStack",
     "OutputWriter",
+    "PictureLayer",
     "PngStream",
     "ResultsTable",
     "ZoomBox",
@@ -26,7 +29,10 @@ __all__ = [
     "comparison_sheet",
     "contact_sheet",
     "detail_boxes",
+    "export_layers",
     "from_uint8",
     "on_checkerboard",
+    "read_layers",
     "to_uint8",
+    "write_layers",
 ]

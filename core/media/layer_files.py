@@ -17,7 +17,7 @@ from ..alpha import BLEND_MODES, over
 from ..errors import PolyditError
 from .writer import OutputWriter
 
-__all__ = ["LayerStack", "PictureLayer", "read_layers", "write_layers"]
+__all__ = ["LayerStack", "PictureLayer", "export_layers", "read_layers", "write_layers"]
 
 FORMAT, VERSION = "polydit-layers", 1
 
@@ -210,3 +210,36 @@ def read_layers(path: str | Path) -> LayerStack:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PolyditError(f"{path}: cannot be read ({error!r}); write the layers anew") from error
+
+
+def export_layers(writer: OutputWriter, stem: str, stack: LayerStack, kind: str) -> str | None:
+    """Write a stack as one file, ``<stem>.<kind>``.
+
+    Args:
+        writer: where to.
+        stem: of the file's name.
+        stack: what to.
+        kind: ``zip``, ``ora``, ``psd``, or ``none`` for nothing.
+
+    Returns:
+        The name of the file.
+
+    Raises:
+        PolyditError: the kind is not known, or its library is missing.
+    """
+    if kind == "none":
+        return None
+    if kind not in ("zip", "ora", "psd"):
+        raise PolyditError(f"--export {kind}: is not known; choose none, zip, ora or psd")
+    from .open_raster import write_open_raster, write_zip
+    from .photoshop import write_photoshop
+
+    name = f"{stem}.{kind}"
+    with writer.open(name) as file:
+        if kind == "zip":
+            write_zip(file, stack, stem)
+        elif kind == "ora":
+            write_open_raster(file, stack)
+        else:
+            write_photoshop(file, stack)
+    return name
