@@ -36,6 +36,8 @@ class ConvStem(nn.Module):
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(sizes)
         )
 
+        keep_amplitude(self)
+
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) -> tokens (B, N, D), and the maps on the way, fine ones first."""
         maps = []
@@ -64,6 +66,7 @@ class ConvHead(nn.Module):
         )  # before the enlargement, where it is cheap
         self.join = nn.ModuleList(nn.Conv2d(2 * b, b, 3, padding=1) for b in sizes[1:])
         self.last = nn.Conv2d(widths[0], 4 * out_channels, 3, padding=1)
+        keep_amplitude(self)
         nn.init.zeros_(self.last.weight)  # a fresh model predicts exactly zero
         nn.init.zeros_(self.last.bias)
 
@@ -74,3 +77,14 @@ class ConvHead(nn.Module):
             larger = F.interpolate(enter(hidden), scale_factor=2, mode="nearest")
             hidden = F.gelu(join(torch.cat([larger, skip], dim=1)), approximate="tanh")
         return F.pixel_shuffle(self.last(hidden), 2)
+
+
+def keep_amplitude(module: nn.Module) -> None:
+    """Initialise convolutions so that what leaves them is as large as what enters; torch's own shrink it.
+
+    "Delving Deep into Rectifiers" (arXiv 1502.01852). It matters in front of blocks without norms.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)

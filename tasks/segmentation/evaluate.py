@@ -1,0 +1,99 @@
+"""``polydit segmentation evaluate``: the test protocol from the command line."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...core.devices import check_device_name
+from ...core.errors import PolyditError
+from ...core.media import OutputWriter
+from ...core.open_pipeline import choose_weights, open_pipeline
+from . import TASK
+from .folders import MaskFolder
+from .metrics import Example, composites, evaluate, of_folder
+from .peers import PEERS
+from .predict import segmenter
+
+__all__ = ["run"]
+
+
+def run(options: Namespace) -> int:
+    """Print the table of an evaluation, and write it as JSON where asked to.
+
+    Raises:
+        PolyditError: no pictures, no weights, an output that exists, or something that does not fit.
+    """
+    output: Path | None = options.output
+    if output is not None and output.exists() and not options.overwrite:
+        raise PolyditError(f"--output {output}: exists already; pass --overwrite or choose another name")
+    check_device_name(options.device)
+    examples, count, about = find_examples(options)
+    settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
+    settings["weights"] = choose_weights(TASK, options.weights)
+    options.cache = "none"
+    pipe = open_pipeline(TASK, settings["weights"], options, settings, say)
+    segment = segmenter(pipe)
+    given = Namespace(**{**vars(options), "steps": None, "box": None, "progress": None, "threshold": 0.5})
+
+    def ours(picture: NDArray[np.uint8], source: Path) -> NDArray[np.float32]:
+        generator = torch.Generator().manual_seed(options.seed)
+        return segment(pipe, picture, source, given, generator).alpha
+
+    segmenters = {Path(str(settings["weights"])).name: ours, **(PEERS if options.peers else {})}
+    with progress_bar(count) as progress:
+        result = evaluate(segmenters, examples, about, options.binarize, options.hce, progress, count)
+    table = result.table()
+    print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
+    if output is not None:
+        writer = OutputWriter(output.parent, overwrite=options.overwrite)
+        say(f"wrote {writer.json(output.name, {'settings': settings, **result.record()})}")
+    return 0
+
+
+def find_examples(options: Namespace) -> tuple[Iterable[Example], int, str]:
+    """The examples that the options ask for, their number, and what they are."""
+    if options.composites is not None:
+        if options.input is not None or options.masks is not None:
+            raise PolyditError("--composites: takes the pictures of --corpus; leave --input and --masks out")
+        about = (
+            f"composites of {options.size} pixels, {options.split} cut-outs over {options.split} photographs, "
+            f"seed {options.seed}"
+        )
+        return (
+            composites(options.corpus, options.composites, options.size, options.split, options.seed),
+            options.composites,
+            about,
+        )
+    if options.input is None or options.masks is None:
+        raise PolyditError(
+            "--input: give a folder of pictures and --masks with one of their masks, or --composites N"
+        )
+    folder = MaskFolder(options.input, options.masks)
+    if folder.unmatched:
+        say(f"{len(folder.unmatched)} files without a partner are left out, {folder.unmatched[0]} first")
+    return of_folder(folder), len(folder), str(options.input)
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("pictures", total=total)
+        yield lambda done, _: progress.update(bar, completed=done)
+
+
+def say(line: str) -> None:
+    """One line to the user."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
