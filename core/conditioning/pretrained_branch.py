@@ -89,7 +89,8 @@ class PretrainedSideBranch(ModelMixin, ConfigMixin):
             )
         widen_input(branch.branch, condition_channels)
         branch.register_to_config(transformer=_plain({**config, "in_channels": own.config.in_channels}))
-        return branch.to(base.dtype)
+        nn.Module.to(branch, base.dtype)  # diffusers' own warns, about nothing
+        return branch
 
     def forward(
         self,

@@ -50,8 +50,8 @@ class Report:
     last_step: int = 0
 
 
-def stress(folder: Path, kills: int, seed: int) -> Report:
-    """Run the rounds.
+def stress(folder: Path, kills: int, seed: int, says: bool = False) -> Report:
+    """Run the rounds, with a line for each if it ``says``.
 
     Raises:
         AssertionError: a checkpoint was lost or damaged.
@@ -78,6 +78,8 @@ def stress(folder: Path, kills: int, seed: int) -> Report:
         step = examine(last)
         assert step >= report.last_step, f"went back from step {report.last_step} to {step}"
         report.last_step = step
+        if says:
+            print(f"kill {report.kills} of {kills}: step {step} is whole", flush=True)
     goal = report.last_step + 3
     assert finish([start(folder, [*WORDS, "--ckpt_path", "last", "--trainer.max_steps", str(goal)])]) == [0]
     assert examine(last) == goal
@@ -105,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         began = time.monotonic()
-        report = stress(Path(folder), options.kills, options.seed)
+        report = stress(Path(folder), options.kills, options.seed, says=True)
     print(
         f"{report.kills} kills, {report.torn} of them with a file half-written, {report.last_step} steps trained; "
         f"no checkpoint lost, in {time.monotonic() - began:.0f} s"

@@ -180,11 +180,13 @@ class PretrainedTransformer(nn.Module):
 
     @property
     def _repeated_blocks(self) -> list[str]:
-        return self.transformer._repeated_blocks
+        """Classes of the blocks; diffusers lists them for some families only."""
+        return sorted({type(block).__name__ for block in self.blocks})
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Compile each kind of block once, as diffusers does."""
-        self.transformer.compile_repeated_blocks(*args, **kwargs)
+        """Compile each block, as diffusers does for the families that it knows the blocks of."""
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks' activations in the backward pass."""
