@@ -14,6 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what the machine cannot do, also where every mark was asked for."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an accelerator")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
