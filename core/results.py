@@ -26,11 +26,10 @@ RESULTS = "results.json"
 def expected_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> tuple[str, ...]:
     """The patterns of `source`'s results, with the names of input and options filled in."""
     fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
-    fields |= {
-        f"{name}_stem": glob.escape(value.stem)
-        for name, value in vars(options).items()
-        if isinstance(value, Path)
-    }
+    for option in task.predict_options:
+        if option.type == "path":
+            value = getattr(options, option.dest)
+            fields[f"{option.dest}_stem"] = glob.escape(value.stem) if value is not None else ""
     fields["stem"] = glob.escape(source.stem)
     return tuple(pattern.format_map(fields) for pattern in task.outputs_of(source))
 

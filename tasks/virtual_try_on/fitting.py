@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...core.data.masks import bounding_box, dilate, feather
+from ...core.data.masks import bounding_box
 
-__all__ = ["Frame", "fit_garment", "fit_mask", "fit_person", "frame_around"]
+__all__ = ["View", "fit_garment", "fit_mask", "fit_person", "view_around"]
 
 Pixels = NDArray[np.uint8]
 MASK_SHARE = 0.62
@@ -18,7 +18,7 @@ MASK_SHARE = 0.62
 
 
 @dataclass(frozen=True)
-class Frame:
+class View:
     """A part of a picture; it may reach beyond its edges, where the edges are repeated.
 
     Attributes:
@@ -36,34 +36,19 @@ class Frame:
         columns = np.clip(np.arange(self.left, self.left + self.width), 0, picture.shape[1] - 1)
         return picture[rows[:, None], columns]
 
-    def paste(self, picture: Pixels, part: Pixels, mask: NDArray[np.bool_] | None, ramp: int = 0) -> Pixels:
-        """A copy of `picture` with `part`, of the frame's size, where `mask` (of the picture's size) is set.
-
-        Args:
-            picture: (H, W, 3).
-            part: (height, width, 3).
-            mask: (H, W), or None for everything in the frame.
-            ramp: pixels outside of the mask over which the two are mixed.
-        """
+    def insert(self, picture: Pixels, part: Pixels) -> Pixels:
+        """A copy of `picture` with `part` (height, width, ...) in its place."""
         top, left = max(self.top, 0), max(self.left, 0)
         bottom = min(self.top + self.height, picture.shape[0])
         right = min(self.left + self.width, picture.shape[1])
-        inside = (slice(top, bottom), slice(left, right))
-        new = part[top - self.top : bottom - self.top, left - self.left : right - self.left]
         result = picture.copy()
-        if mask is None:
-            result[inside] = new
-            return result
-        share = mask[inside].astype(np.float32)
-        if ramp:
-            share = np.maximum(share, feather(dilate(share, ramp), ramp + 1))
-        share = share[..., None]
-        mixed = result[inside] * (1 - share) + new * share
-        result[inside] = np.where(share > 0, (mixed + 0.5).astype(np.uint8), result[inside])
+        result[top:bottom, left:right] = part[
+            top - self.top : bottom - self.top, left - self.left : right - self.left
+        ]
         return result
 
 
-def frame_around(mask: NDArray[np.bool_], size: tuple[int, int], share: float = MASK_SHARE) -> Frame:
+def view_around(mask: NDArray[np.bool_], size: tuple[int, int], share: float = MASK_SHARE) -> View:
     """The part of a photograph that the network sees: of its proportions, with the whole mask in it.
 
     As much as possible is taken where the mask is large; where it is small (a person far away), what is around it.
@@ -71,20 +56,20 @@ def frame_around(mask: NDArray[np.bool_], size: tuple[int, int], share: float = 
     Args:
         mask: (H, W), not empty.
         size: (height, width) of the weights.
-        share: of the frame's height that a small mask fills.
+        share: of the view's height that a small mask fills.
     """
     high, wide = mask.shape
     aspect = size[1] / size[0]
     box = bounding_box(mask)
     assert box is not None
-    full = min(high, wide / aspect)  # the largest frame that lies inside
+    full = min(high, wide / aspect)  # the largest view that lies inside
     close = max(box.height / share, box.width / aspect / 0.95)
     height = full if close > 0.8 * full and box.width <= full * aspect and box.height <= full else close
     height = max(height, 8.0)
     width = height * aspect
     top = (box.top + box.bottom) / 2 - 0.53 * height
     left = (box.left + box.right - width) / 2
-    return Frame(
+    return View(
         _inside(top, height, high), _inside(left, width, wide), max(1, round(height)), max(1, round(width))
     )
 
@@ -110,10 +95,10 @@ def fit_garment(picture: Pixels, size: tuple[int, int], ground: int = 255) -> Pi
     return result
 
 
-def _middle(shape: tuple[int, ...], size: tuple[int, int]) -> Frame:
+def _middle(shape: tuple[int, ...], size: tuple[int, int]) -> View:
     scale = min(shape[0] / size[0], shape[1] / size[1])
     height, width = (max(1, round(side * scale)) for side in size)
-    return Frame((shape[0] - height) // 2, (shape[1] - width) // 2, height, width)
+    return View((shape[0] - height) // 2, (shape[1] - width) // 2, height, width)
 
 
 def _inside(start: float, length: float, limit: int) -> int:

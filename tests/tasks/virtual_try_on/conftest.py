@@ -76,3 +76,57 @@ def dress_code(tmp_path: Path) -> Path:
         (base / "test_pairs_paired.txt").write_text("000022_0.jpg 000022_1.jpg\n000023_0.jpg 000023_1.jpg\n")
         (base / "test_pairs_unpaired.txt").write_text("000022_0.jpg 000023_1.jpg\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline whose random weights leave traces of person, garment and noise."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from polydit.core.conditioning import TokenGroupDiT
+    from polydit.core.diffusion import Parameterization
+    from polydit.tasks.virtual_try_on.formulation import TokenGroupFormulation
+    from polydit.tasks.virtual_try_on.pipeline import VirtualTryOnPipeline
+
+    torch.manual_seed(0)
+    transformer = TokenGroupDiT(
+        conditions={"person": "shared", "garment": "beside"},
+        input_size=(24, 16),
+        patch_size=4,
+        in_channels=3,
+        hidden_size=16,
+        depth=2,
+        num_heads=2,
+        num_classes=None,
+        position="rope",
+    )
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    VirtualTryOnPipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(),
+        formulation=TokenGroupFormulation(height=24, width=16).config(),
+        parameterization=Parameterization(prediction="x0").config(),
+        steps=2,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dressing(tmp_path: Path) -> dict[str, Path]:
+    """A person of 40 x 60 pixels, two garments, and a mask."""
+    rng = np.random.default_rng(2)
+    files = {name: tmp_path / "in" / f"{name}.png" for name in ("anna", "shirt", "coat", "mask", "parse")}
+    save(files["anna"], rng.integers(0, 256, (60, 40, 3), np.uint8))
+    for name, colour in (("shirt", (200, 30, 30)), ("coat", (20, 40, 190))):
+        picture = np.full((30, 30, 3), 255, np.uint8)
+        picture[5:25, 6:24] = colour
+        save(files[name], picture)
+    mask = np.zeros((60, 40), np.uint8)
+    mask[20:45, 8:32] = 255
+    save(files["mask"], mask)
+    save(files["parse"], person_labels(60, 40, "lip"))
+    return files

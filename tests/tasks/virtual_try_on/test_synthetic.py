@@ -15,7 +15,7 @@ from polydit.tasks.virtual_try_on.synthetic.body import SPLITS, _build, draw_bod
 from polydit.tasks.virtual_try_on.synthetic.garment import KINDS, draw_garment
 from polydit.tasks.virtual_try_on.synthetic.sources import CorpusSources, ProceduralSources
 
-SIZE = (96, 64)
+SIZE = (48, 32)
 PICTURES = ProceduralSources()
 
 
@@ -32,9 +32,9 @@ def test_a_number_is_a_scene():
 
 
 def test_a_scene_is_the_same_at_any_size():
-    small, large = draw_scene(7, SIZE, PICTURES), draw_scene(7, (192, 128), PICTURES)
+    small, large = draw_scene(7, SIZE, PICTURES), draw_scene(7, (96, 64), PICTURES)
     for name in ("person", "garment"):
-        reduced = getattr(large, name).reshape(96, 2, 64, 2, 3).mean((1, 3))
+        reduced = getattr(large, name).reshape(48, 2, 32, 2, 3).mean((1, 3))
         assert np.abs(reduced - getattr(small, name)).mean() < 0.02
 
 
