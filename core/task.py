@@ -47,6 +47,7 @@ class Option:
         choices: the only values allowed, of the type.
         metavar: how the value is called in the help.
         minimum: the smallest value allowed, for numbers.
+        many: one or several values follow; the value is a list.
     """
 
     flag: str
@@ -56,6 +57,7 @@ class Option:
     choices: tuple[Any, ...] | None = None
     metavar: str | None = None
     minimum: float | None = None
+    many: bool = False
 
     @property
     def dest(self) -> str:

@@ -112,6 +112,56 @@ class FixedText(ModelMixin, ConfigMixin):
             made.pooled_projections.copy_(pooled)  # type: ignore[union-attr]
         return made
 
+    @classmethod
+    def from_stable_diffusion(
+        cls, source: str | Path, texts: dict[str, str], padded: bool = False, dtype: str = "float32"
+    ) -> FixedText:
+        """Embed with the text encoder of a Stable Diffusion 1 or 2 folder, which is then forgotten.
+
+        While the default device is ``meta`` only configurations are read, and there are shapes without values.
+
+        Args:
+            source: Folder in diffusers format with ``text_encoder`` and ``tokenizer``.
+            texts: What to embed, by name.
+            padded: Fill up to the encoder's length; without it all texts must have the same number of tokens, and the
+                empty one has two.
+            dtype: In which the encoder computes.
+
+        Raises:
+            PolyditError: no such encoder there, it is damaged, or the texts differ in length.
+        """
+        folder = Path(source).expanduser()
+        names = sorted(texts)
+        try:
+            from transformers import AutoTokenizer, CLIPTextModel
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            found = tokenizer(
+                [texts[name] for name in names],
+                padding="max_length" if padded else False,
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+            )["input_ids"]
+            if torch.get_default_device().type == "meta":
+                config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+                return cls(texts, len(found[0]), config["hidden_size"])
+            encoder = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=getattr(torch, dtype)
+            )
+            with torch.no_grad():
+                hidden = encoder(torch.tensor(found))[0].float()
+        except Exception as error:  # of transformers and tokenizers: each has its own for a broken file
+            line = " ".join(str(error).split())[:200]
+            raise PolyditError(
+                f"{folder}: no text encoder of Stable Diffusion that can be used ({line}); get the folder again"
+            ) from error
+        made = cls(texts, hidden.shape[1], hidden.shape[2])
+        with torch.no_grad():
+            made.encoder_hidden_states.copy_(hidden)
+        return made
+
 
 def _embed(
     folder: Path, config: dict[str, Any], absent: dict[str, None], texts: list[str], length: int, dtype: str

@@ -23,6 +23,7 @@ from .weights import MissingWeightsError
 
 if TYPE_CHECKING:
     from .average import PictureMean
+    from .few_shot import FewShotIoU
     from .frechet import FrechetDistance, frechet_distance
     from .kernel import KernelDistance, kernel_distance
     from .saliency_set import SaliencyMetrics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DISTS",
     "LPIPS",
+    "FewShotIoU",
     "FrechetDistance",
     "InceptionFeatures",
     "KernelDistance",
@@ -49,6 +51,7 @@ __all__ = [
 
 # torchmetrics takes two seconds to import; whoever only wants a PSNR does not wait for it.
 _NEED_TORCHMETRICS = {
+    "FewShotIoU": "few_shot",
     "PictureMean": "average",
     "FrechetDistance": "frechet",
     "frechet_distance": "frechet",

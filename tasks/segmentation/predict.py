@@ -28,7 +28,7 @@ _HERE = __name__.rpartition(".")[0]
 SEGMENTERS = {
     "SegmentationPipeline": f"{_HERE}.segment:segment",
     "PDFNetPipeline": f"{_HERE}.pdfnet_pipeline:segment",
-    "FewShotPipeline": f"{_HERE}.few_shot_pipeline:segment",
+    "FewShotPipeline": f"{_HERE}.few_shot.pipeline:segment",
 }
 """Class of a pipeline -> ``segment(pipe, picture, source, options, generator) -> Segmented``.
 

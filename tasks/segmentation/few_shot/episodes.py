@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,16 @@ from torch.utils.data import Dataset
 from ....core.data.images import read_image, to_uint8
 from ....core.errors import PolyditError
 
-__all__ = ["Episode", "EpisodeGroups", "EpisodeSet", "EpisodeSource", "Example", "FolderEpisodes", "Marked"]
+__all__ = [
+    "Episode",
+    "EpisodeGroups",
+    "EpisodeSet",
+    "EpisodeSource",
+    "EveryPicture",
+    "Example",
+    "FolderEpisodes",
+    "Marked",
+]
 
 Picture = NDArray[np.uint8]
 
@@ -173,7 +182,6 @@ class EpisodeSet(Dataset[dict[str, Tensor]]):
         shots: supports of each.
         size: side in pixels.
         seed: of every draw.
-        augment: changes an episode's pictures, given a generator; for training.
     """
 
     def __init__(
@@ -183,10 +191,8 @@ class EpisodeSet(Dataset[dict[str, Tensor]]):
         shots: int = 1,
         size: int = 128,
         seed: int = 0,
-        augment: Callable[[Marked, np.random.Generator], Marked] | None = None,
     ) -> None:
         self.source, self.length, self.shots, self.size, self.seed = source, length, shots, size, seed
-        self.augment = augment
 
     def __len__(self) -> int:
         return self.length
@@ -198,11 +204,23 @@ class EpisodeSet(Dataset[dict[str, Tensor]]):
         """Episode number ``index``: its class evenly among all."""
         rng = np.random.default_rng([self.seed, index])
         label = int(rng.integers(len(self.source.classes)))
-        episode = self.source.episode(rng, label, self.shots, self.size)
-        if self.augment is None:
-            return episode
-        query = self.augment(episode.query, rng)
-        return Episode(label, query, tuple(self.augment(shown, rng) for shown in episode.supports))
+        return self.source.episode(rng, label, self.shots, self.size)
+
+
+class EveryPicture(EpisodeSet):
+    """As :class:`EpisodeSet`, but every picture is a query once, and the supports are drawn (FSS-1000's protocol)."""
+
+    source: FolderEpisodes
+
+    def __init__(self, source: FolderEpisodes, shots: int = 1, size: int = 128, seed: int = 0) -> None:
+        self.queries = [(label, n) for label, found in enumerate(source.examples) for n in range(len(found))]
+        super().__init__(source, len(self.queries), shots, size, seed)
+
+    def draw(self, index: int) -> Episode:
+        """The episode whose query is picture number ``index``."""
+        label, number = self.queries[index]
+        rng = np.random.default_rng([self.seed, index])
+        return self.source.asking(number, rng, label, self.shots, self.size)
 
 
 class EpisodeGroups(Dataset[dict[str, Tensor]]):

@@ -17,6 +17,7 @@ from ....core.diffusion import Objective
 from ....core.diffusion.objective import ObjectiveOutput
 from ....core.errors import PolyditError
 from ....core.training import DiffusionModule
+from ..stable_diffusion import companions
 from .formulation import Formulation
 
 __all__ = ["FewShotSegmentation"]
@@ -35,7 +36,7 @@ class FewShotSegmentation(DiffusionModule):
             :class:`~polydit.core.backbones.diffews_unet.DiffewsUNet`.
         objective: what is compared with the mask's latent; ``v`` prediction with a squared error if None.
         autoencoder: None for pixel space.
-        timestep: what the network is always given as time; 1 as published.
+        formulation: how masks are predicted and cut; its ``size`` should be the data's.
         overlap_weight: weight of one minus the soft overlap (Dice) of mask and prediction.
         hide_supports: train without supports, for comparison: the network then sees the query alone.
         **kwargs: of :class:`DiffusionModule`.
@@ -49,7 +50,7 @@ class FewShotSegmentation(DiffusionModule):
         backbone: nn.Module,
         objective: Objective | None = None,
         autoencoder: nn.Module | None = None,
-        timestep: float = 1.0,
+        formulation: Formulation = Formulation(),  # noqa: B008 - read only; the parser shows its fields
         overlap_weight: float = 0.0,
         hide_supports: bool = False,
         **kwargs: Any,
@@ -59,11 +60,10 @@ class FewShotSegmentation(DiffusionModule):
             raise PolyditError(
                 f"--model.objective.prediction {objective.prediction}: the mask is predicted as v; leave it out"
             )
-        if autoencoder is None:
-            autoencoder = getattr(backbone, "companion_autoencoder", lambda: None)()
+        autoencoder, text = companions(backbone, autoencoder)
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
-        self.formulation = Formulation(timestep)
-        self.text = getattr(backbone, "companion_text", lambda: None)()
+        self.formulation = formulation
+        self.text = text
         self.overlap_weight, self.hide_supports = overlap_weight, hide_supports
         self._bank = (KeyValueBank(backbone),)  # not a child
 
@@ -129,13 +129,25 @@ class FewShotSegmentation(DiffusionModule):
         dice = (2 * both + 1) / (soft.flatten(1).sum(1) + mask.flatten(1).sum(1) + 1)
         return {"overlap": self.overlap_weight * (1 - dice).mean()}
 
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Held-out loss, and how well the masks overlap: ``val/iou`` is the mean over episodes."""
+        with torch.no_grad():
+            latents, condition = batch["query"], self.condition(batch)
+            raw = self.denoise(condition["query"], latents.new_ones(len(latents)), condition)
+            found = self.formulation.cut(self.formulation.decode_mask(-raw.float(), self.space))
+        truth = batch["query_mask"] > 0.5
+        both, either = ((part).flatten(1).sum(1) for part in (found & truth, found | truth))
+        self.log("val/iou", (both / either.clamp(min=1)).mean(), batch_size=len(latents), sync_dist=True)
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+    test_step = validation_step
+
     def build_pipeline(self) -> DiffusionPipeline:
         """The pipeline over this backbone."""
         from .pipeline import FewShotPipeline
 
-        transformer = self.backbone
         return FewShotPipeline(
-            transformer=transformer,
+            transformer=self.backbone,
             vae=self.space.component,
             text=self.text,
             formulation=self.formulation.config(),

@@ -1,0 +1,85 @@
+"""Supports as files: which mask belongs to which picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....core.data.images import list_images
+from ....core.errors import PolyditError
+
+__all__ = ["paired", "read_mask"]
+
+
+def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pictures and their masks.
+
+    Two folders are paired by the names of their files without suffix (``_mask`` at the end of a mask's name does not
+    count); files by their order.
+
+    Raises:
+        PolyditError: something is missing, or the numbers differ.
+    """
+    if not supports:
+        raise PolyditError(
+            "--support: few-shot weights need pictures that show what to find; give some, and --support-mask"
+        )
+    if not masks:
+        raise PolyditError(
+            "--support-mask: the supports need masks that mark the thing in white; give one for each"
+        )
+    if len(supports) == 1 and supports[0].is_dir():
+        if len(masks) != 1 or not masks[0].is_dir():
+            raise PolyditError(f"--support-mask: {supports[0]} is a folder, so give the folder of its masks")
+        return _by_name(supports[0], masks[0])
+    for option, files in (("--support", supports), ("--support-mask", masks)):
+        for file in files:
+            if not file.is_file():
+                what = (
+                    "a folder beside files; give one folder, or files only"
+                    if file.is_dir()
+                    else "no such file"
+                )
+                raise PolyditError(f"{option} {file}: {what}")
+    if len(supports) != len(masks):
+        raise PolyditError(
+            f"--support-mask: {len(supports)} supports and {len(masks)} masks; give one for each"
+        )
+    return list(zip(supports, masks, strict=True))
+
+
+def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
+    by_stem = {path.stem.removesuffix("_mask"): path for path in list_images(masks)}
+    pictures = [path for path in list_images(supports) if not path.stem.endswith("_mask")]
+    lonely = [path for path in pictures if path.stem not in by_stem]
+    if lonely:
+        raise PolyditError(
+            f"{lonely[0]}: has no mask in {masks}; a mask has the name of its picture, with or without _mask"
+        )
+    if not pictures:
+        raise PolyditError(f"--support {supports}: holds no picture")
+    return [(path, by_stem[path.stem]) for path in pictures]
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Where a mask's file is light: boolean (H, W).
+
+    Raises:
+        PolyditError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            if file.mode in ("RGBA", "LA", "PA"):
+                alpha = np.asarray(file.convert("RGBA"))[..., 3]
+                if alpha.min() < 128:  # a cut-out: what is there is the thing
+                    return alpha >= 128
+            return np.asarray(file.convert("L")) >= 128
+    except FileNotFoundError as error:
+        raise PolyditError(f"{path}: no such file; every support needs a mask") from error
+    except Exception as error:  # Pillow has many ways to say that a file is damaged
+        raise PolyditError(f"{path}: cannot be read as a mask ({error})") from error
