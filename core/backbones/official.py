@@ -20,6 +20,7 @@ SYSTEMS: dict[str, str] = {
     "sit": ".official_dit",
     "lightningdit": ".official_dit",
     "dit4sr": ".dit4sr_sd3",
+    "layerdiffuse": "..autoencoders.official_transparency",
     "pdfnet": ".official_pdfnet",
     "diffdis": ".diffdis_unet",
     "diffews": ".diffews_unet",
