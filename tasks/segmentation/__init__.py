@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ...core.task import Command, Option, System, TaskSpec
+from .few_shot import EVALUATE as EVALUATE_FEW_SHOT
+from .few_shot import SUPPORT_OPTIONS
 
 __all__ = ["TASK"]
 
@@ -25,22 +27,7 @@ RUN_OPTIONS = (
         choices=("tiles", "guided", "none"),
     ),
     Option("--box", "str", None, "only the object in this box of pixels", metavar="X0,Y0,X1,Y1"),
-    Option(
-        "--support",
-        "path",
-        None,
-        "few-shot: pictures that show what to find, or their folder",
-        metavar="IMG",
-        many=True,
-    ),
-    Option(
-        "--support-mask",
-        "path",
-        None,
-        "few-shot: for each support its mask, white on black, or their folder, paired by name",
-        metavar="MASK",
-        many=True,
-    ),
+    *SUPPORT_OPTIONS,
     Option("--video", "str", "alpha", "of a video: the soft mask or the hard one", choices=("alpha", "mask")),
 )
 
@@ -103,7 +90,7 @@ TASK = TaskSpec(
             pipeline=f"{_HERE}.few_shot.pipeline:FewShotPipeline",
         ),
         System(
-            name="few-shot small",
+            name="few-shot",
             title="PolyDiT small, DiffewS' supports on the native DiT in pixel space",
             arxiv=None,
             config="few_shot_small.yaml",
@@ -129,6 +116,7 @@ TASK = TaskSpec(
             f"{_HERE}.evaluate:run",
             EVALUATE_OPTIONS,
         ),
+        EVALUATE_FEW_SHOT,
     ),
     subclass_mode=True,
 )

@@ -21,8 +21,8 @@ PARTS = ("train", "val", "test")
 def coco_20i(root: Path, part: str, fold: int) -> Classes:
     """COCO-20i: ``splits/{trn,val}/fold<i>.pkl`` (class -> pictures), ``annotations/<split>/<name>.png``.
 
-    Class ``c`` has the grey level ``c + 1``. The classes that a fold is tested on are ``fold + 4 v`` for v from 0 to 19;
-    it is trained on the others.
+    Class ``c`` has the grey level ``c + 1``. A fold is tested on the classes ``fold + 4 v``, v from 0 to 19, and
+    trained on the others.
 
     Args:
         root: with ``train2014`` and ``val2014``.
