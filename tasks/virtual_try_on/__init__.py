@@ -54,6 +54,23 @@ EVALUATE_OPTIONS = (
     Option("--overwrite", "bool", False, "replace files that are there already"),
 )
 
+DRAW_OPTIONS = (
+    Option("--output", "path", None, "folder of the data set", metavar="FOLDER"),
+    Option("--count", "int", 16, "people and garments", minimum=1),
+    Option("--first", "int", 0, "number of the first one", minimum=0),
+    Option("--height", "int", 384, "of the pictures, in pixels", minimum=32),
+    Option("--width", "int", 288, "of the pictures, in pixels", minimum=32),
+    Option(
+        "--corpus", "path", "data/corpus", "fabrics, prints, backgrounds; none draws them", metavar="FOLDER"
+    ),
+    Option(
+        "--split", "str", "train", "test has the reserved pictures of the corpus", ("train", "val", "test")
+    ),
+    Option("--seed", "int", 0, "of all draws", minimum=0),
+    Option("--sheet", "path", None, "PNG file that shows the first eight", metavar="FILE"),
+    Option("--overwrite", "bool", False, "replace files that are there already"),
+)
+
 TASK = TaskSpec(
     name="virtual-try-on",
     package="virtual_try_on",
@@ -95,6 +112,12 @@ TASK = TaskSpec(
             "PSNR, SSIM, LPIPS, FID and KID on held-out pairs, beside pasting and the model without the garment",
             "polydit.tasks.virtual_try_on.evaluate:run",
             EVALUATE_OPTIONS,
+        ),
+        Command(
+            "draw",
+            "draw people and garments into a folder in VITON-HD's layout",
+            "polydit.tasks.virtual_try_on.draw:run",
+            DRAW_OPTIONS,
         ),
     ),
     input_flag="--person",

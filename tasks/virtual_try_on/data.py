@@ -24,7 +24,7 @@ from ...core.training.resume import resumable_loader
 from .fitting import fit_garment, fit_mask, fit_person
 from .layouts import DRESSCODE_CATEGORIES, TryOnPair, dresscode, mask_of, usable, viton_hd
 from .synthetic.scene import MASKS, Scene, draw_scene
-from .synthetic.sources import CorpusSources, ProceduralSources
+from .synthetic.sources import CorpusSources, ProceduralSources, pictures_for
 
 __all__ = [
     "DrawnPairs",
@@ -265,15 +265,7 @@ class SyntheticTryOn(TryOnData):
 
     def pictures(self, split: str) -> CorpusSources | ProceduralSources:
         """Where a split's fabrics, prints and backgrounds come from."""
-        if self.corpus is None:
-            return ProceduralSources()
-        root = Path(self.corpus).expanduser()
-        if not (root / "manifest.jsonl").is_file():
-            raise PolyditError(
-                f"--data.corpus {self.corpus}: no corpus there; make one with `polydit corpus build --output "
-                f"{self.corpus}`, or draw everything with --data.corpus null"
-            )
-        return CorpusSources(root, split)
+        return pictures_for(self.corpus, split)
 
 
 class _OnDisk(TryOnData):

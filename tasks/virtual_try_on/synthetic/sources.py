@@ -14,7 +14,7 @@ from ....core.data.images import read_image, to_uint8
 from ....core.data.picture_lists import pictures_of
 from ....core.errors import PolyditError
 
-__all__ = ["CorpusSources", "ProceduralSources"]
+__all__ = ["CorpusSources", "ProceduralSources", "pictures_for"]
 
 PHOTO_SIDE = 512
 CUTOUT_SIDE = 160
@@ -115,3 +115,20 @@ def _enlarge(values: NDArray[Any], side: int) -> NDArray[np.float32]:
         for c in range(values.shape[-1])
     ]
     return np.stack(channels, axis=-1)
+
+
+def pictures_for(corpus: str | Path | None, split: str) -> CorpusSources | ProceduralSources:
+    """The sources of a split: of a corpus, or procedural where there is none.
+
+    Raises:
+        PolyditError: there is no corpus where one was named.
+    """
+    if corpus is None:
+        return ProceduralSources()
+    root = Path(corpus).expanduser()
+    if not (root / "manifest.jsonl").is_file():
+        raise PolyditError(
+            f"{corpus}: no corpus there; make one with `polydit corpus build --output {corpus}`, or draw everything "
+            "(none on the command line, null in a config)"
+        )
+    return CorpusSources(root, split)

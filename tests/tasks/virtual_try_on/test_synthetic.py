@@ -147,7 +147,7 @@ def test_unpaired_scenes_show_what_the_person_wore_and_another_garment():
 
 
 def test_settings_that_cannot_be_are_one_line(tmp_path: Path):
-    with pytest.raises(PolyditError, match=r"--data.corpus .*no corpus there; make one with `polydit corpus"):
+    with pytest.raises(PolyditError, match=r": no corpus there; make one with `polydit corpus build"):
         SyntheticTryOn(str(tmp_path)).setup()
     with pytest.raises(PolyditError, match=r"--data.masks: 'round' is unknown"):
         SyntheticTryOn(masks="round")
@@ -155,3 +155,21 @@ def test_settings_that_cannot_be_are_one_line(tmp_path: Path):
         SyntheticTryOn(height=8)
     with pytest.raises(PolyditError, match="give 1 or more scenes"):
         SyntheticTryOn(distinct=0)
+
+
+def test_drawn_files_are_a_data_set(tmp_path: Path):
+    from polydit.core.cli import main
+    from polydit.tasks.virtual_try_on.data import VitonHD
+
+    words = ["--count", "3", "--height", "48", "--width", "32", "--corpus", "none", "--split", "test"]
+    out = tmp_path / "drawn"
+    command = ["virtual-try-on", "draw", "--output", str(out), "--sheet", str(tmp_path / "s.png"), *words]
+    assert main(command) == 0
+    data = VitonHD(str(out), height=48, width=32)
+    data.setup("validate")
+    assert len(data.val_set) == 3
+    pairs = DrawnPairs((48, 32), PICTURES, split="test", distinct=3, mask="body")
+    for name in ("person", "garment", "mask", "masked_person"):
+        np.testing.assert_array_equal(data.val_set[1][name], pairs[1][name])
+    assert Image.open(tmp_path / "s.png").size == (3 * 38 - 6, 4 * 54 - 6)
+    assert main(command) == 2  # nothing is replaced unasked
