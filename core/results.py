@@ -27,7 +27,7 @@ def expected_results(task: TaskSpec, source: Path, options: argparse.Namespace) 
     """The patterns of `source`'s results, with the names of input and options filled in."""
     fields = {name: glob.escape(str(value)) for name, value in vars(options).items()}
     for option in task.predict_options:
-        if option.type == "path":
+        if option.type == "path" and not option.many:
             value = getattr(options, option.dest)
             fields[f"{option.dest}_stem"] = glob.escape(value.stem) if value is not None else ""
     fields["stem"] = glob.escape(source.stem)
@@ -76,13 +76,19 @@ def report(
     given = {
         name: value for name, value in vars(options).items() if name not in ("debug", "progress", "overwrite")
     }
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     return {
         "task": task.name,
-        "settings": {**given, **settings},
+        "settings": {**{name: _plain(value) for name, value in given.items()}, **settings},
         "versions": {
             "polydit": __version__,
             **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
         },
         "inputs": records,
     }
+
+
+def _plain(value: Any) -> Any:
+    """The value of an option, paths as text."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

@@ -104,6 +104,8 @@ class DiffdisUNet(UNet2DConditionModel):
             projection_class_embeddings_input_dim=projection_class_embeddings_input_dim,
             **kwargs,
         )
+        for parameter in self.class_embedding.parameters():
+            parameter.lr_scale = 10.0  # published: it is new, the others are trained
         widths = list(self.config.block_out_channels)
         if mid_extra_cross:
             blocks = self.mid_block.attentions[0].transformer_blocks

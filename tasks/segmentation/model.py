@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ...core.autoencoders import as_autoencoder
+from ...core.backbones.diffdis_unet import INJECTED, DiffdisUNet
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import FixedText
 from ...core.conditioning.channels import duplicate_input
@@ -19,10 +20,12 @@ from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
 from .backbone import PretrainedDichotomy, parts_for
+from .diffdis_sd import UNetDichotomy
 from .formulation import Formulation
 from .losses import cross_entropy, overlap_loss
 from .noise import cut_mix, pyramid_noise
-from .text import empty_text
+from .stable_diffusion import companions
+from .text import EmptyText, empty_text
 
 __all__ = ["Segmentation"]
 
@@ -34,7 +37,7 @@ class Segmentation(DiffusionModule):
 
     Args:
         backbone: a ``DichotomousDiT``; or a pretrained transformer (``load_transformer``), whose input is doubled here
-            and beside which the parts of DiffDIS are trained.
+            and beside which the parts of DiffDIS are trained; or a ``DiffdisUNet`` on Stable Diffusion.
         objective: as in :class:`DiffusionModule`; the one step is at its ``timesteps``, so ``Terminal``.
         autoencoder: None for pixel space.
         formulation: see :class:`Formulation`.
@@ -62,6 +65,9 @@ class Segmentation(DiffusionModule):
         edge_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
+        companion: FixedText | None = None
+        if isinstance(backbone, DiffdisUNet):
+            autoencoder, companion = companions(backbone, autoencoder, EmptyText)
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation = formulation
         self.pyramid, self.cut_mix = pyramid, cut_mix
@@ -88,6 +94,12 @@ class Segmentation(DiffusionModule):
             self.parts = parts_for(network, scales=formulation.scales)
             self.text = empty_text(network)
             self._network: tuple[nn.Module] = (PretrainedDichotomy(network, self.parts),)
+        elif isinstance(network, DiffdisUNet):
+            if formulation.halves != "batch" or formulation.scales != INJECTED:
+                raise PolyditError(
+                    f"--model.formulation: Stable Diffusion's UNet takes halves batch and scales {INJECTED}"
+                )
+            self.text, self._network = companion, (UNetDichotomy(network),)
         else:
             if not hasattr(backbone, "parts"):
                 raise PolyditError(

@@ -17,12 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...core.autoencoders import as_autoencoder
+from ...core.backbones.diffdis_unet import DiffdisUNet
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Parameterization
 from ...core.errors import PolyditError
 from ...core.tiling import blend_weights, plan_tiles
 from .backbone import PretrainedDichotomy
+from .diffdis_sd import UNetDichotomy
 from .formulation import Formulation
 from .guided import guided_upsample, uncertainty
 
@@ -97,12 +99,14 @@ class SegmentationPipeline(DiffusionPipeline):
         network = as_backbone(self.transformer)
         if isinstance(network, PretrainedTransformer):
             return PretrainedDichotomy(network, self.parts)
-        return network
+        return UNetDichotomy(network) if isinstance(network, DiffdisUNet) else network
 
     @property
     def multiple(self) -> int:
         """What the sides of the pictures that the network sees divide by."""
         network = as_backbone(self.transformer)
+        if isinstance(network, DiffdisUNet):
+            network = UNetDichotomy(network)
         patch = network.patch[-1] if isinstance(network, PretrainedTransformer) else max(network.patch_size)
         factor = self.space.spatial_factor
         return max(factor * patch, factor * 2**self.formulation.scales)
@@ -268,9 +272,10 @@ class SegmentationPipeline(DiffusionPipeline):
         open_ = uncertainty(F.avg_pool2d(mask, 4, ceil_mode=True), 2)
         total, weight = [torch.zeros_like(mask) for _ in range(2)], torch.zeros_like(mask)
         for tile in plan_tiles(*size, tuple(side), overlap):
-            rows, columns = slice(tile.top, tile.bottom), slice(tile.left, tile.right)
+            bottom, right = tile.top + tile.height, tile.left + tile.width
+            rows, columns = slice(tile.top, bottom), slice(tile.left, right)
             known = mask[..., rows, columns]
-            part = open_[..., tile.top // 4 : -(-tile.bottom // 4), tile.left // 4 : -(-tile.right // 4)]
+            part = open_[..., tile.top // 4 : -(-bottom // 4), tile.left // 4 : -(-right // 4)]
             found = (known, edges[..., rows, columns])
             if part.max() > 0.2:
                 found = self.look(picture[..., rows, columns], generator, known)

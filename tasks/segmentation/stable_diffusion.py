@@ -17,12 +17,15 @@ EMPTY_TOKENS = 2
 """Start and end: the empty prompt without padding."""
 
 
-def companions(backbone: nn.Module, autoencoder: nn.Module | None) -> tuple[Any, FixedText | None]:
+def companions(
+    backbone: nn.Module, autoencoder: nn.Module | None, kind: type[FixedText] = FixedText
+) -> tuple[Any, Any]:
     """Autoencoder and text of a backbone.
 
     Args:
         backbone: for any other than a UNet of Stable Diffusion nothing is added.
         autoencoder: that of the config; None is the one of the folder that the UNet is from, or pixel space.
+        kind: class of the text.
 
     Raises:
         PolyditError: the folder lacks something.
@@ -31,10 +34,10 @@ def companions(backbone: nn.Module, autoencoder: nn.Module | None) -> tuple[Any,
         return autoencoder, None
     source = getattr(backbone.config, "_name_or_path", None) or None
     if source is None:
-        return autoencoder, FixedText({"empty": ""}, EMPTY_TOKENS, backbone.config.cross_attention_dim)
+        return autoencoder, kind({"empty": ""}, EMPTY_TOKENS, backbone.config.cross_attention_dim)
     folder = Path(source)
     if not (folder / "model_index.json").is_file() and (folder.parent / "model_index.json").is_file():
         folder = folder.parent  # that of the UNet alone was given
     if autoencoder is None and (folder / "vae").is_dir():
         autoencoder = DiffusersAutoencoder.from_pretrained(folder)
-    return autoencoder, FixedText.from_stable_diffusion(folder, {"empty": ""})
+    return autoencoder, kind.from_stable_diffusion(folder, {"empty": ""})
