@@ -241,9 +241,9 @@ class PDFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Logits in the size of the picture."""
         height, width = picture.shape[-2:]
         detail = self.detail(resized(torch.cat([picture, depth], 1), (4 * height, 4 * width)))
-        half = (2 * mixed.shape[-2], 2 * mixed.shape[-1])
+        half = (height // 2, width // 2)
         x = self.finish[0](resized(mixed, half) + resized(detail, half))
-        x = self.finish[1](resized(x, (2 * half[0], 2 * half[1])) + detail)
+        x = self.finish[1](resized(x, (height, width)) + detail)
         return self.sides[0](x)
 
 

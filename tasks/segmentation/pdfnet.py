@@ -25,8 +25,8 @@ class PDFNetSegmentation(DiffusionModule):
     """A mask from a picture and its depth, in one pass; nothing is diffused.
 
     "Patch-Depth Fusion: Dichotomous Image Segmentation via Fine-Grained Patch Strategy and Depth Integrity-Prior"
-    (arXiv 2503.06100). The loss is structure + 0.5 SSIM over six scales, half of the integrity prior over the same, and a
-    tenth of the error of a refined depth.
+    (arXiv 2503.06100). The loss is structure + 0.5 SSIM over six scales, half of the integrity prior over the same,
+    and a tenth of the error of a refined depth.
 
     Args:
         backbone: the network.

@@ -38,7 +38,9 @@ def over_scales(loss: Callable[[Tensor], Tensor], logits: Sequence[Tensor], size
 def structure_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross entropy plus one minus intersection over union, where pixels near the outline count up to six times."""
     logits, target = logits.float(), target.float()
-    weight = 1 + 5 * (F.avg_pool2d(target, _RIM, stride=1, padding=_RIM // 2) - target).abs()
+    around = F.avg_pool2d(target, (_RIM, 1), stride=1, padding=(_RIM // 2, 0))
+    around = F.avg_pool2d(around, (1, _RIM), stride=1, padding=(0, _RIM // 2))
+    weight = 1 + 5 * (around - target).abs()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = (weight * entropy).sum((2, 3)) / weight.sum((2, 3))
     found = logits.sigmoid()
