@@ -99,7 +99,7 @@ def with_default_config(spec: TaskSpec, argv: list[str]) -> list[str]:
 def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, argv: list[str]) -> None:
     """Train, look at the held-out set, export beside the checkpoint and say how to use it."""
     config, module = cli.config_init, cli.model
-    refuse_endless(config["trainer"])
+    check_limits(config["trainer"])
     module.prepare()  # its complaints come before a folder exists
     options = config["checkpoint"]
     ema = EMA(module.ema_options) if module.ema_options is not None else None
@@ -153,12 +153,15 @@ def fit(spec: TaskSpec, cli: TaskCLI, folder: Path, checkpoint: Path | None, arg
         export_end(spec, module, saver.last, folder, measured)
 
 
-def refuse_endless(limits: Any) -> None:
-    """Refuse a run without an end.
+def check_limits(limits: Any) -> None:
+    """Refuse a run without an end, or without a step.
 
     Raises:
-        PolyditError: the trainer's options set none.
+        PolyditError: so say the trainer's options.
     """
+    for name in ("max_epochs", "max_steps"):
+        if limits[name] == 0:
+            raise PolyditError(f"config section trainer: {name} is 0, so nothing would be trained; raise it")
     if limits["max_epochs"] == limits["max_steps"] == -1 and not (
         limits["max_time"] or limits["fast_dev_run"]
     ):

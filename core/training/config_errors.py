@@ -24,6 +24,10 @@ NOT_ONE_OF = re.compile(r"Expected a (?:typing\.)?Literal\[(?P<choices>[^]]*)\]\
 PARSER_KEY = re.compile(r"Parser key \"(?P<key>[^\"]*)\"")
 NO_FILE = re.compile(r"File does not exist: '?(?P<path>[^']*)'?")
 REQUIRED = re.compile(r"following arguments are required: (?P<key>\S+)|Key \"(?P<key2>\S+)\" is required")
+UNION = re.compile(
+    r"Subtypes: \[(?P<kinds>[^]]*(?:\[[^]]*\][^]]*)*)\] Errors:.* "
+    r"Given value type: <class '(?:str|int|float|bool)'> Given value: (?P<value>\S*)"
+)
 INNER = re.compile(r"Errors:\s*-\s*(?P<reason>.*?)\s*(?:-\s*Expected a <class 'NoneType'>|Given value type)")
 
 
@@ -75,11 +79,23 @@ def one_line(message: str, keys: Iterable[str], command: str) -> str:
         return f"{match['key'] or match['key2']}: is required; give a complete config with --config"
     if text.startswith("Problems parsing config"):
         return f"--config: not valid YAML ({text.split(':', 1)[1].strip()})"
+    if match := UNION.search(text):
+        return f"{'.init_args.'.join(place)}: expected {' or '.join(kinds(match['kinds']))}, got {match['value']!r}"
     if match := INNER.search(text):
         text = match["reason"]
     if key and not text.startswith("Parser key"):
         text = f"{key}: {text}"
     return text.replace('Parser key "', "", 1).replace('":', ":", 1) if place else text
+
+
+def kinds(text: str) -> list[str]:
+    """What a list of Python types reads like in a config."""
+    words = []
+    for literal, name in re.findall(r"Literal\[([^]]*)\]|<class '([^']*)'>", text):
+        known = {"NoneType": "null", "str": "a text", "float": "a number"}
+        settings = f"the settings of {name.rpartition('.')[2]}" if "." in name else name
+        words.append(literal.replace(", ", " or ") or known.get(name, settings))
+    return words
 
 
 def parameters(path: str) -> set[str]:

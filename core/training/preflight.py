@@ -21,7 +21,7 @@ from ..commands.failures import explain
 from ..errors import PolyditError
 from ..task import resolve
 from .checkpoints import read_checkpoint
-from .cli import build_trainer, refuse_endless, resume_path, run_folder
+from .cli import build_trainer, check_limits, resume_path, run_folder
 from .config import TaskCLI
 from .config_errors import one_line
 from .loader_check import LoaderReport, inspect_loader, loaders_of
@@ -124,7 +124,7 @@ class Preflight:
     def build_trainer(self) -> Trainer:
         """Lightning's, as ``fit`` would have it, without callbacks and loggers of ours."""
         options = self.build("trainer", Trainer)
-        self.attempt(lambda: refuse_endless(options))
+        self.attempt(lambda: check_limits(options))
         return build_trainer({"trainer": options}, [], False)
 
     def look_at_model(self, module: DiffusionModule, data: Any) -> None:

@@ -74,6 +74,10 @@ OBJECTIVE = {"class_path": "polydit.core.diffusion.Objective", "init_args": {"pr
         ),
         ({}, ["--max_steps=3"], "--max_steps: no such option; did you mean --trainer.max_steps?"),
         ({}, ["--model.optimizer.lr", "fast"], "model.optimizer.lr: expected float, got 'fast'"),
+        ({}, ["--seed_everything=abc"], "seed_everything: expected bool or int, got 'abc'"),
+        ({}, ["--trainer.max_epochs=1.5"], "trainer.max_epochs: expected int or null, got '1.5'"),
+        ({}, ["--model.quantize=int3"], "model.quantize: expected 'int8' or 'nf4' or null, got 'int3'"),
+        ({}, ["--model.ema=yes"], "model.ema: expected the settings of EmaOptions or null, got 'yes'"),
         ({}, ["--seed_everything=-1"], "--seed_everything: -1 is not in bounds"),
         ({}, ["fast"], "'fast': not an option of `polydit toy fit`"),
         ({}, ["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
@@ -159,6 +163,7 @@ def test_default_config_is_taken_where_none_is_named():
     [
         (["--trainer.accelerator", "cuda"], "config section trainer: "),
         (["--ckpt_path", "last"], "--ckpt_path last: no run in"),
+        (["--trainer.max_epochs=0"], "config section trainer: max_epochs is 0, so nothing would be trained"),
         (["--trainer.max_steps=-1"], "config section trainer: the run has no end; set max_steps, max_time"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: there is no such checkpoint"),
         (["--model.adapter.rank", "2"], "an adapter needs trained weights under it"),
