@@ -69,7 +69,7 @@ class FixedText(ModelMixin, ConfigMixin):
         max_sequence_length: int = 77,
         dtype: str = "bfloat16",
     ) -> FixedText:
-        """Embed with the text encoders of a Stable Diffusion 3 folder, which are then forgotten.
+        """Embed with the text encoders of a Stable Diffusion 3 or FLUX folder, which are then forgotten.
 
         While the default device is ``meta`` only configurations are read, and there are shapes without values.
 
@@ -77,7 +77,8 @@ class FixedText(ModelMixin, ConfigMixin):
             source: Folder in diffusers format with text encoders, tokenizers, and the transformer's configuration.
             prompt: What is wanted.
             negative_prompt: What is not.
-            max_sequence_length: Tokens of T5, behind the 77 of CLIP; as many zeros if the folder is without T5.
+            max_sequence_length: Tokens of T5; of Stable Diffusion 3 behind the 77 of CLIP, and as many zeros if the
+                folder is without T5.
             dtype: In which the encoders compute.
 
         Raises:
@@ -92,13 +93,14 @@ class FixedText(ModelMixin, ConfigMixin):
             raise PolyditError(
                 f"{source}: no Stable Diffusion 3 pipeline in diffusers format ({error}); give its folder"
             ) from error
-        if index.get("_class_name") != "StableDiffusion3Pipeline":
+        family = index.get("_class_name")
+        if family not in ("StableDiffusion3Pipeline", "FluxPipeline"):
             raise PolyditError(
-                f"{source}: a {index.get('_class_name')}, and texts are embedded with Stable Diffusion 3's encoders; "
+                f"{source}: a {family}, and texts are embedded with Stable Diffusion 3's encoders or FLUX's; "
                 "give its folder, or a FixedText that was saved"
             )
         sizes = (
-            CLIP_TOKENS + max_sequence_length,
+            max_sequence_length + (0 if family == "FluxPipeline" else CLIP_TOKENS),
             config["joint_attention_dim"],
             config["pooled_projection_dim"],
         )
@@ -166,30 +168,36 @@ class FixedText(ModelMixin, ConfigMixin):
 def _embed(
     folder: Path, config: dict[str, Any], absent: dict[str, None], texts: list[str], length: int, dtype: str
 ) -> tuple[Tensor, Tensor]:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    import diffusers
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
+    flux = config.get("_class_name") == "FluxTransformer2DModel"
     with torch.device("meta"):
-        shell = SD3Transformer2DModel.from_config(config)  # the pipeline asks it for a width
+        # Stable Diffusion 3's pipeline asks its transformer for a width.
+        shell = None if flux else diffusers.SD3Transformer2DModel.from_config(config)
+    cpu = torch.device("cpu")
     try:
-        pipe = StableDiffusion3Pipeline.from_pretrained(
+        pipe = getattr(diffusers, "FluxPipeline" if flux else "StableDiffusion3Pipeline").from_pretrained(
             folder,
             **{"vae": None, "transformer": shell, **absent},
             dtype=getattr(torch, dtype),
             local_files_only=True,
         )
         with torch.no_grad():
-            hidden, _, pooled, _ = pipe.encode_prompt(
-                texts,
-                None,
-                None,
-                device=torch.device("cpu"),
-                do_classifier_free_guidance=False,
-                max_sequence_length=length,
-            )
+            if flux:
+                hidden, pooled, _ = pipe.encode_prompt(texts, None, device=cpu, max_sequence_length=length)
+            else:
+                hidden, _, pooled, _ = pipe.encode_prompt(
+                    texts,
+                    None,
+                    None,
+                    device=cpu,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=length,
+                )
     except (
         Exception
     ) as error:  # of diffusers, transformers and tokenizers: each has its own for a broken file

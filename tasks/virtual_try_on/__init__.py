@@ -87,7 +87,7 @@ TASK = TaskSpec(
             name="MC-VTON",
             title="MC-VTON: Minimal Control Virtual Try-On Diffusion Transformer",
             arxiv="2501.03630",
-            config="mc_vton.yaml",
+            config="mc_vton_flux.yaml",
             note="on FLUX.1-dev, whose folder you have",
         ),
         System(

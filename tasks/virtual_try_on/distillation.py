@@ -6,7 +6,8 @@ One frozen backbone carries both sets of LoRAs, so a teacher costs no second cop
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,9 +23,9 @@ from ...core.diffusion import Objective
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.probing import tap
-from ...core.training.weights import PACKAGE, read_weights
+from ...core.training.weights import read_weights
 from .formulation import GROUPS
-from .model import TokenGroupTryOn, shift_of
+from .model import TokenGroupTryOn, shift_of, shipped_or_own
 from .pipeline import ADAPTERS
 
 __all__ = ["DistilledTryOn"]
@@ -169,9 +170,16 @@ class DistilledTryOn(TokenGroupTryOn):
         )
         return terms, output
 
-    def frozen_teacher(self) -> Any:
+    @contextmanager
+    def frozen_teacher(self) -> Iterator[None]:
         """No gradients, and no dropout: the backbone is in eval mode while the context lasts."""
-        return _Evaluating(self.backbone)
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.backbone.train(was_training)
 
     def features(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Sequence[Tensor]:
         """The teacher's tokens of the noisy picture at the sites, (B, N, D) each."""
@@ -182,27 +190,8 @@ class DistilledTryOn(TokenGroupTryOn):
             return [record[site][:, :tokens] for site in self.sites]
 
 
-class _Evaluating(torch.no_grad):
-    """``torch.no_grad`` that puts a module into eval mode besides."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.was_training = module.training
-
-    def __enter__(self) -> None:
-        self.was_training = self.module.training
-        self.module.eval()
-        super().__enter__()
-
-    def __exit__(self, *args: Any) -> None:
-        super().__exit__(*args)
-        self.module.train(self.was_training)
-
-
 def _find(folder: str) -> Path:
-    path = Path(folder).expanduser()
-    path = path if path.exists() else PACKAGE / folder
+    path = shipped_or_own(folder)
     if not (path / "model_index.json").is_file():
         raise PolyditError(f"--model.teacher {folder}: no pipeline there; give the folder of a trained one")
     return path

@@ -19,10 +19,10 @@ from ...core.conditioning import FixedText
 from ...core.diffusion import Objective, make_scheduler
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
-from ...core.training.weights import is_on_meta
+from ...core.training.weights import PACKAGE, is_on_meta
 from .formulation import GROUPS, Formulation, TokenGroupFormulation
 
-__all__ = ["TokenGroupTryOn", "VirtualTryOn", "shift_of"]
+__all__ = ["TokenGroupTryOn", "VirtualTryOn", "shift_of", "shipped_or_own"]
 
 
 class VirtualTryOn(DiffusionModule):
@@ -271,7 +271,7 @@ class TokenGroupTryOn(VirtualTryOn):
             self.refuse_random_base()
             for group, options in self.group_adapters.items():
                 if options.init_from:
-                    continue_from(self.transformer, options.init_from, group)
+                    continue_from(self.transformer, shipped_or_own(options.init_from), group)
 
     def refuse_random_base(self) -> None:
         """Refuse a LoRA on weights that are random.
@@ -294,6 +294,12 @@ def shift_of(timesteps: Any) -> float:
         if inner is None or hasattr(timesteps, "shift")
         else shift_of(inner)
     )
+
+
+def shipped_or_own(name: str) -> Path:
+    """A file or folder of the user, or one that came with the package, which shipped configs name."""
+    path = Path(name).expanduser()
+    return path if path.exists() or not (PACKAGE / name).exists() else PACKAGE / name
 
 
 def _pipeline_folder(transformer: str) -> Path:
