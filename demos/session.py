@@ -129,9 +129,13 @@ class PredictSession:
     @staticmethod
     def _words(source: str | Path, output: str | Path, settings: dict[str, Any]) -> list[str]:
         given = {"input": source, "output": output, **settings}
-        return [
-            word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))
-        ]
+        words: list[str] = []
+        for name, value in given.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif value is not None:
+                words += [f"--{name}", str(value)]
+        return words
 
 
 def explain_upload(error: Exception, *uploads: Path | None) -> str | None:

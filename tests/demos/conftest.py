@@ -1,8 +1,11 @@
-"""A tiny pipeline with random weights, a LoRA for it, and a picture."""
+"""A browser; a tiny pipeline with random weights, a LoRA for it, and a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from polydit.core.conditioning import StreamDiT
 from polydit.core.load import load
 from polydit.tasks.super_resolution.formulation import Formulation
 from polydit.tasks.super_resolution.pipeline import SuperResolutionPipeline
+
+from .serving import CHROMIUM
 
 
 @pytest.fixture(scope="package")
@@ -67,3 +72,36 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif[0x0112] = 6
     Image.fromarray(array).save(file, quality=90, exif=exif)
     return file
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Any]:
+    """A fresh page that must neither report an error nor ask another machine for anything."""
+    errors: list[str] = []
+    foreign: list[str] = []
+
+    def look(request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            foreign.append(request.url)
+
+    opened = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    opened.on("request", look)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    opened.set_default_timeout(60_000)
+    yield opened
+    opened.close()
+    assert errors == []
+    assert foreign == []

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -22,46 +13,9 @@ from PIL import Image, ImageChops
 
 from polydit.core.cli import main
 
+from .serving import needs_browser, served
+
 pytest.importorskip("gradio", reason="the extra demo is not installed")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed"
-)
-
-
-@contextmanager
-def served(uploads: Path, *words: object) -> Iterator[str]:
-    """A page in a process of its own; Ctrl-C ends it without an error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, words), "--port", str(port)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(uploads)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    watchdog = threading.Timer(120, process.kill)
-    watchdog.start()
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Ctrl-C" in line:
-            break
-    watchdog.cancel()
-    address = f"http://127.0.0.1:{port}"
-    assert lines, "it ended without a word"
-    assert lines[-1] == f"polydit: {address} (Ctrl-C stops it)\n", "".join(lines)
-    try:
-        yield address
-    finally:
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, rest
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +24,6 @@ def url(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     words = ["polydit.core.cli", "super-resolution", "demo", "--weights", weights]
     with served(tmp_path_factory.mktemp("uploads"), *words) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium: Any) -> Iterator[Any]:
-    """A fresh page that must neither report an error nor ask another machine for anything."""
-    errors: list[str] = []
-    foreign: list[str] = []
-
-    def look(request: Any) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
-            foreign.append(request.url)
-
-    opened = chromium.new_page(viewport={"width": 1400, "height": 1000})
-    opened.on("request", look)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    opened.set_default_timeout(60_000)
-    yield opened
-    opened.close()
-    assert errors == []
-    assert foreign == []
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,12 @@ class ProceduralSources:
 
     def photo(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A (128, 128, 3) picture of soft clouds in a few colours."""
-        noise = sum((np.asarray(_enlarge(rng.random((n, n, 3)), 128)) - 0.5) / n**0.5 for n in (4, 8, 16, 32))
-        base = rng.uniform(0.2, 0.8, 3)
-        return (np.clip(base + noise, 0, 1) * 255).astype(np.uint8)
+        clouds = np.zeros((128, 128, 3), np.float32)
+        for n in (4, 8, 16, 32):
+            # One channel for light and three, weaker, for colour.
+            light, colour = (_enlarge(rng.random((n, n, channels)) - 0.5, 128) for channels in (1, 3))
+            clouds += (0.9 * light + 0.35 * colour) / n**0.4
+        return (np.clip(rng.uniform(0.25, 0.75, 3) + clouds, 0, 1) * 255).astype(np.uint8)
 
     def cutout(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A (64, 64, 4) figure: star, ring, flower or blob, in two colours."""

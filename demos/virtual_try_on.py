@@ -1,0 +1,277 @@
+"""The web demo of virtual try-on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from polydit.core.data.images import image_size, read_image, to_uint8
+from polydit.core.errors import PolyditError
+from polydit.core.media import OutputWriter
+from polydit.demos.session import PredictSession, explain_upload
+from polydit.tasks.virtual_try_on import TASK
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+__all__ = ["Dressed", "build", "dress", "painted_mask", "sample_people"]
+
+SAMPLES = Path(__file__).parent / "samples" / "virtual_try_on"
+MAX_PIXELS = 20_000_000  # an editor holds several copies in the browser
+BRUSH = "#d55e00"
+
+HEADER = """
+# Virtual try-on
+
+Paint over what a person shall wear something else on, choose a garment, and see them in it. Everything runs on this
+machine; nothing is sent anywhere.
+"""
+WELCOME = """
+Click on a person below (the mask is painted already), click on a garment, and press **Dress**. On a photograph of your
+own, paint over the clothes **and the whole arms**: what is left of an old sleeve tells its length.
+"""
+
+
+@dataclass(frozen=True)
+class Dressed:
+    """What the page shows.
+
+    Attributes:
+        before: the person, as PNG.
+        after: what `predict` wrote, of the same size.
+        note: sizes, time, the command, in Markdown.
+    """
+
+    before: Path
+    after: Path
+    note: str
+
+
+def painted_mask(layers: Sequence[Path], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """What was painted on any layer, (H, W), 0 or 255.
+
+    Args:
+        layers: transparent pictures from the editor.
+        size: (width, height) of the person.
+
+    Raises:
+        PolyditError: nothing was painted.
+    """
+    mask = np.zeros((size[1], size[0]), bool)
+    for file in layers:
+        pixels, info = read_image(file, background=None)
+        opaque = info.alpha if info.alpha is not None else pixels.max(-1)
+        picture = Image.fromarray(to_uint8(opaque)).resize(size, Image.Resampling.NEAREST)
+        mask |= np.asarray(picture) > 127
+    if not mask.any():
+        raise PolyditError("mask: nothing is painted yet; paint over the clothes and the whole arms")
+    return (mask * 255).astype(np.uint8)
+
+
+def dress(
+    session: PredictSession,
+    person: Path | None,
+    layers: Sequence[Path],
+    garment: Path | None,
+    settings: dict[str, Any],
+) -> Dressed:
+    """Dress one person; what the button does.
+
+    Args:
+        session: of the task.
+        person: the photograph.
+        layers: what was painted on it.
+        garment: the garment's picture.
+        settings: options of ``predict`` by name.
+
+    Raises:
+        PolyditError: as the command complains; or a picture is missing or too large for a page.
+    """
+    if person is None:
+        raise PolyditError("person: there is none yet; upload a photograph or click on a person")
+    if garment is None:
+        raise PolyditError("garment: there is none yet; upload a picture or click on a garment")
+    size = image_size(person)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PolyditError(
+            f"{person}: {size[0]} x {size[1]} pixels are too many for a page; "
+            f"use `polydit {session.task.name} predict`, or a smaller picture"
+        )
+    mask = painted_mask(layers, size)
+    # Beside the layer: gradio removes both in its time.
+    file = OutputWriter(layers[0].parent, overwrite=True).image(f"{person.stem}_mask.png", mask)
+    options = {"garment": garment, "mask": file, **settings}
+    result = session.run(person, options)
+    before = OutputWriter(result.folder).image("before.png", to_uint8(read_image(person)[0]))
+    return Dressed(before, result.files[0], _describe(session, person, options, result))
+
+
+def _describe(session: PredictSession, person: Path, options: dict[str, Any], result: Any) -> str:
+    width, height = result.record["size"]
+    seen = result.record["view"]
+    named = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
+    inner = result.record["network_size"]
+    return "\n\n".join(
+        (
+            f"**{width} × {height}** in {result.seconds:.1f} s. The network saw {seen['width']} × {seen['height']} of "
+            f"these pixels at its own {inner[0]} × {inner[1]}. Drag the handle to compare.",
+            "This command makes the same file, byte for byte:",
+            f"```sh\n{session.command(person.name, 'results', named)}\n```",
+        )
+    )
+
+
+def sample_people(folder: Path) -> list[Path]:
+    """For every sample person the photograph and, after it, its mask as a layer of the editor."""
+    writer = OutputWriter(folder)
+    files = []
+    for file in sorted((SAMPLES / "people").glob("*.png")):
+        mask = np.asarray(Image.open(SAMPLES / "masks" / file.name).convert("L"))
+        layer = np.zeros((*mask.shape, 4), np.uint8)
+        layer[mask > 127] = (*bytes.fromhex(BRUSH[1:]), 255)
+        files += [file, writer.image(f"{file.stem}_layer.png", layer)]
+    return files
+
+
+def build(weights: str | Path | None = None) -> gr.Blocks:
+    """Build the page; the pipeline is loaded when the button is first pressed, and stays.
+
+    Args:
+        weights: folder or hub id of a saved pipeline; the shipped weights when ``None``.
+    """
+    import gradio as gr
+
+    session = PredictSession(TASK, weights)
+    defaults = session.options("input", "output", {})
+    people = session.keep(sample_people)
+    garments = sorted((SAMPLES / "garments").glob("*.png"))
+
+    def on_press(
+        person: dict[str, Any] | None = None,
+        garment: str | None = None,
+        steps: int = 8,
+        seed: int | None = defaults.seed,
+        hull: bool = False,
+        progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
+    ) -> tuple[tuple[Path, Path], Path, str]:
+        editor = person or {}
+        source, worn = (Path(file) if file else None for file in (editor.get("background"), garment))
+        layers = [Path(file) for file in editor.get("layers") or ()]
+        settings = {"steps": steps, "seed": seed, "hull": hull or None}
+        try:
+            progress(0, desc="dressing")
+            shown = dress(session, source, layers, worn, settings)
+        except Exception as error:
+            line = explain_upload(error, source, worn)
+            if line is None:
+                raise
+            raise gr.Error(line, duration=None, print_exception=False) from error
+        return (shown.before, shown.after), shown.after, shown.note
+
+    def on_person(event: gr.SelectData) -> dict[str, Any]:
+        photo, layer = people[2 * event.index : 2 * event.index + 2]
+        return {"background": str(photo), "layers": [str(layer)], "composite": None}
+
+    def on_garment(event: gr.SelectData) -> str:
+        return str(garments[event.index])
+
+    with gr.Blocks(
+        title="PolyDiT: virtual try-on", analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as page:
+        gr.Markdown(HEADER)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=360):
+                editor = gr.ImageEditor(
+                    label="Person: paint over what to dress anew",
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    transforms=(),
+                    layers=False,
+                    brush=gr.Brush(colors=[BRUSH], default_size=24, color_mode="fixed"),
+                    height=460,
+                    elem_id="person",
+                )
+                crowd = gr.Gallery(
+                    [str(file) for file in people[::2]],
+                    label="People",
+                    columns=4,
+                    height=150,
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    elem_id="people",
+                )
+            with gr.Column(scale=2, min_width=260):
+                garment = gr.Image(
+                    label="Garment",
+                    type="filepath",
+                    format="png",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=220,
+                    elem_id="garment",
+                )
+                # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
+                garment.preprocess = lambda payload: payload.path if payload is not None else None
+                wardrobe = gr.Gallery(
+                    [str(file) for file in garments],
+                    label="Garments",
+                    columns=3,
+                    height=240,
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    elem_id="garments",
+                )
+                steps = gr.Slider(1, 32, value=8, step=1, label="Steps", info="More take longer.")
+                with gr.Row():
+                    seed = gr.Number(
+                        defaults.seed,
+                        precision=0,
+                        minimum=0,
+                        maximum=2**32 - 1,
+                        min_width=120,
+                        label="Seed",
+                        info="The same seed, the same picture.",
+                        elem_id="seed",
+                    )
+                    hull = gr.Checkbox(
+                        False, label="Grow the mask", info="To its hull and a margin.", elem_id="hull"
+                    )
+                button = gr.Button("Dress", variant="primary", size="lg", elem_id="dress")
+            with gr.Column(scale=3, min_width=360):
+                slider = gr.ImageSlider(
+                    label="Before (left) and after (right)",
+                    type="filepath",
+                    format="png",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    height=560,
+                    max_height=560,
+                    elem_id="comparison",
+                )
+                note = gr.Markdown(WELCOME, elem_id="note")
+                download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
+        crowd.select(on_person, outputs=editor, api_visibility="private", show_progress="hidden")
+        wardrobe.select(on_garment, outputs=garment, api_visibility="private", show_progress="hidden")
+        made = button.click(
+            on_press,
+            [editor, garment, steps, seed, hull],
+            [slider, download, note],
+            api_name="dress",
+            show_progress_on=slider,
+        )
+        made.success(
+            lambda: gr.DownloadButton(interactive=True, variant="primary"),
+            outputs=download,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    return page
