@@ -13,7 +13,13 @@ RUN_OPTIONS = (
         None,
         "mask of the object, white on black: a file for one picture, or a folder with files of the pictures' names",
     ),
-    Option("--size", "int", 256, "side that the network sees of the object's surroundings", minimum=32),
+    Option(
+        "--size",
+        "int",
+        None,
+        "longer side, in pixels, at which the network sees an object with its surroundings; default: as trained",
+        minimum=32,
+    ),
     Option(
         "--export",
         "str",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.alpha import join, pad_rgb, unpremultiply
@@ -176,11 +177,14 @@ class Formulation:
     def conditions(self, known: Known, space: Any) -> dict[str, Tensor]:
         """What the groups of conditions hold, of the spatial size of the latents.
 
-        In pixel space the mask's group holds the filled picture, the mask and the hole: five channels.
+        In pixel space the picture's group has a fourth channel, how bright a pixel is beside its surroundings, and the
+        mask's group has seven: the filled picture, the mask, the hole, and places counted from the middle of the
+        object's foot in heights of the object. A shadow is a dark patch that begins there.
         """
         if self.residual_scale is not None:
-            filled = torch.cat([known.fill * 2 - 1, known.mask, known.hole], dim=1)
-            return {"image": known.image * 2 - 1, "mask": filled}
+            image = torch.cat([known.image * 2 - 1, _relative_brightness(known)], dim=1)
+            mask = torch.cat([known.fill * 2 - 1, known.mask, known.hole, _places(known.mask)], dim=1)
+            return {"image": image, "mask": mask}
         pictures = {"image": known.image, "mask": known.mask.expand_as(known.image)}
         if getattr(space, "pixel_channels", 3) == 4:
             pictures = {name: join(p, torch.ones_like(known.mask)) for name, p in pictures.items()}
@@ -226,3 +230,29 @@ class Formulation:
             looks = {name: (*row, "text") for name, row in looks.items()}
         samples = forward_groups(network, groups, looks, self.layers, **(text or {}))
         return torch.cat([samples[name] for name in self.layers], dim=1)
+
+
+def _relative_brightness(known: Known) -> Tensor:
+    """(B, 1, H, W): the picture over the mean of a quarter of its side around, without the object; in [-1, 1]."""
+    here = known.image.mean(1, keepdim=True)
+    around = known.fill.mean(1, keepdim=True)
+    reach = max(1, min(here.shape[-2:]) // 8)
+    around = F.pad(around, (reach, reach, reach, reach), mode="replicate")
+    for kernel in ((2 * reach + 1, 1), (1, 2 * reach + 1)):  # one axis at a time: pooling on a CPU is direct
+        around = F.avg_pool2d(around, kernel, stride=1)
+    return (here / around.clamp(min=0.02) - 1).clamp(-1, 1)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """(B, 2, H, W): rows below the object's foot and columns right of its middle, in its heights, within -2 and 2."""
+    hard = mask > 0.5 * mask.amax((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    rows, columns = hard.any(-1).float()[:, 0], hard.any(-2).float()[:, 0]  # (B, H), (B, W)
+    down = torch.arange(1, rows.shape[1] + 1, device=mask.device, dtype=torch.float32)
+    right = torch.arange(columns.shape[1], device=mask.device, dtype=torch.float32) + 0.5
+    foot = (rows * down).amax(1)
+    height = rows.sum(1).clamp(min=4)
+    middle = (columns * right).sum(1) / columns.sum(1).clamp(min=1)
+    below = ((down[None] - 0.5 - foot[:, None]) / height[:, None]).clamp(-2, 2)
+    beside = ((right[None] - middle[:, None]) / height[:, None]).clamp(-2, 2)
+    size = (len(mask), 1, *mask.shape[-2:])
+    return torch.cat([below[:, None, :, None].expand(size), beside[:, None, None, :].expand(size)], dim=1)
