@@ -80,8 +80,9 @@ def under_lines(flat: Layer, line_alpha: Layer) -> Layer:
 def cel_shading(rng: np.random.Generator, alpha: Layer, line: Layer) -> tuple[Layer, Layer]:
     """Alpha (H, W) of shadow and highlight of bodies lit from one side.
 
-    Every region that lines enclose is a pillow, with waves on it; where its normal is turned from the light far enough
-    is shadow, where it looks at the light, highlight. Edges are hard, or soft in one picture of four.
+    The whole figure, or in one picture of four every region that lines enclose, is a pillow with waves on it; where
+    its normal is turned from the light far enough is shadow, where it looks at the light, highlight. Edges are hard, or
+    soft in one picture of four.
 
     Args:
         rng: of light, waves, thresholds and strengths.
@@ -91,12 +92,13 @@ def cel_shading(rng: np.random.Generator, alpha: Layer, line: Layer) -> tuple[La
     from scipy import ndimage
 
     height, width = alpha.shape
-    inside = (alpha > 0.5) & ((line < 0.5) | (rng.random() < 0.3))
+    inside = (alpha > 0.5) & ((line < 0.5) | (rng.random() < 0.75))
     depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-    reach = rng.uniform(0.06, 0.2) * width
+    reach = rng.uniform(0.1, 0.3) * width
     pillow = np.sqrt(np.clip(depth / reach, 0, 1)) * reach
     waves = ndimage.zoom(rng.normal(size=(6, 6)), (height / 6, width / 6), order=3)[:height, :width]
-    surface = ndimage.gaussian_filter(pillow + waves * rng.uniform(0.0, 0.03) * width, 0.012 * width)
+    blur = rng.uniform(0.015, 0.035) * width
+    surface = ndimage.gaussian_filter(pillow + waves * rng.uniform(0.0, 0.05) * width, blur)
     down, right = np.gradient(surface)
     angle = rng.uniform(0, 2 * math.pi)
     light = -(right * math.cos(angle) + down * math.sin(angle)) / np.sqrt(1 + down**2 + right**2)

@@ -62,9 +62,18 @@ def read_drawing(path: Path) -> np.ndarray:
     return layers
 
 
+def two_tone(amount: np.ndarray) -> np.ndarray:
+    """A gradient's shading (H, W) as a cel painter would do it: one tone where it is strong, nothing elsewhere."""
+    edge = np.clip((amount - 0.1) / 0.04, 0, 1)
+    strong = edge > 0.5
+    if strong.mean() < 0.003:
+        return np.zeros_like(amount)
+    return (edge * np.median(amount[strong])).astype(np.float32)
+
+
 def shaded(layers: np.ndarray, rng: np.random.Generator, keep: float = 1.0) -> np.ndarray:
-    """A drawing with shading: its own where it has some, kept with a probability, else cel shading."""
-    shadow, highlight = layers[1, ..., 3], layers[2, ..., 3]
+    """A drawing with cel shading: its own in two tones where it has some, kept with a probability; else a drawn one."""
+    shadow, highlight = two_tone(layers[1, ..., 3]), two_tone(layers[2, ..., 3])
     own = max(shadow.mean(), highlight.mean()) > 0.01
     if not own or rng.random() >= keep:
         shadow, highlight = cel_shading(rng, layers[0, ..., 3], layers[3, ..., 3])
@@ -79,7 +88,7 @@ def visible(flat: np.ndarray, shadow: np.ndarray, highlight: np.ndarray) -> tupl
 
 def held_out_drawing(path: Path, number: int, side: int) -> np.ndarray:
     """A held-out drawing at a side, (4, side, side, 4); one without shading of its own gets the same cel shading."""
-    return resized(shaded(read_drawing(path), np.random.default_rng((77, number))), side)
+    return shaded(resized(read_drawing(path), side), np.random.default_rng((77, number)))
 
 
 def resized(layers: np.ndarray, side: int) -> np.ndarray:
@@ -104,12 +113,22 @@ class Illustrations(Dataset[dict[str, Any]]):
         side: of a crop, in pixels.
         length: samples in all.
         drawn: how often a cartoon is drawn instead.
+        largest: side that a drawing is reduced to at most.
         seed: of every draw.
     """
 
-    def __init__(self, files: list[Path], side: int, length: int, drawn: float = 0.3, seed: int = 0) -> None:
+    def __init__(
+        self,
+        files: list[Path],
+        side: int,
+        length: int,
+        drawn: float = 0.3,
+        largest: int = 192,
+        seed: int = 0,
+    ) -> None:
         self.files, self.side, self.length, self.seed = files, side, length, seed
-        self.drawn = drawn if files else 1.0
+        self.drawn, self.largest = drawn if files else 1.0, max(largest, side)
+        self._held: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -123,17 +142,22 @@ class Illustrations(Dataset[dict[str, Any]]):
             layers = self._crop(rng)
         return {"layers": torch.from_numpy(np.ascontiguousarray(layers)).permute(3, 0, 1, 2)}
 
+    def _drawing(self, number: int) -> np.ndarray:
+        """Layers in [0, 1]; kept in 8 bits, since decoding takes longer than everything else."""
+        if number not in self._held:
+            layers = resized(read_drawing(self.files[number]), self.largest)
+            self._held[number] = (layers * 255).round().astype(np.uint8)
+        return self._held[number].astype(np.float32) / 255
+
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
-        layers = read_drawing(self.files[int(rng.integers(len(self.files)))])
-        layers = shaded(layers, rng, keep=0.7)
+        layers = self._drawing(int(rng.integers(len(self.files))))
+        size = max(self.side, round(self.largest * rng.uniform(0.55, 1.0)))
+        layers = shaded(resized(layers, size), rng, keep=0.7)
         if rng.random() < 0.5:
             layers = layers[:, :, ::-1]
         layers = np.rot90(layers, int(rng.integers(4)), (1, 2))
         if rng.random() < 0.5:  # other colours: a permutation of red, green and blue
             layers = layers[..., [*rng.permutation(3), 3]]
-        full = layers.shape[1]
-        size = max(self.side, round(full * rng.uniform(0.5, 1.0)))
-        layers = resized(np.ascontiguousarray(layers), size)
         top, left = (int(rng.integers(size - self.side + 1)) for _ in range(2))
         crop = layers[:, top : top + self.side, left : left + self.side]
         if rng.random() < 0.12:  # the paper can be a colour: then it belongs to the flat layer
@@ -171,6 +195,7 @@ class IllustrationData(LightningDataModule):
         side: of the crops, in pixels.
         batch_size: crops per step.
         drawn: share of drawn cartoons; 1 needs no files.
+        largest: side that a drawing is reduced to at most; crops are of drawings down to half of it.
         held_out: held-out drawings that validation looks at.
         num_workers: processes that prepare crops.
         samples_per_epoch: length of an epoch; crops are drawn at random.
@@ -186,6 +211,7 @@ class IllustrationData(LightningDataModule):
         side: int = 128,
         batch_size: int = 4,
         drawn: float = 0.3,
+        largest: int = 192,
         held_out: int = 32,
         num_workers: int = 1,
         samples_per_epoch: int = 1_000_000,
@@ -197,7 +223,7 @@ class IllustrationData(LightningDataModule):
                 f"--data.side {side}, --data.drawn {drawn}, --data.batch_size {batch_size}: give a side of 16 or more, "
                 "a share between 0 and 1 and at least one crop"
             )
-        self.path, self.side, self.drawn = Path(path).expanduser(), side, drawn
+        self.path, self.side, self.drawn, self.largest = Path(path).expanduser(), side, drawn, largest
         self.batch_size, self.num_workers, self.held_out = batch_size, num_workers, held_out
         self.samples_per_epoch, self.seed = samples_per_epoch, seed
 
@@ -208,13 +234,15 @@ class IllustrationData(LightningDataModule):
             PolyditError: there are none.
         """
         train = [] if self.drawn == 1 else illustration_files(self.path, "train")
-        self.train_set = Illustrations(train, self.side, self.samples_per_epoch, self.drawn, self.seed)
+        self.train_set = Illustrations(
+            train, self.side, self.samples_per_epoch, self.drawn, self.largest, self.seed
+        )
         self.val_set: Dataset[dict[str, Any]]
         if train:
             val = illustration_files(self.path, "val")[: self.held_out]
             self.val_set = HeldOut(val, HELD_OUT_SIDE)
         else:
-            self.val_set = Illustrations([], self.side, self.held_out, 1.0, self.seed + 1)
+            self.val_set = Illustrations([], self.side, self.held_out, 1.0, seed=self.seed + 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Crops in an order that depends on the seed only."""
