@@ -181,6 +181,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
     def on_garment(event: gr.SelectData) -> str:
         return str(garments[event.index])
 
+    # Gradio looks at the classes themselves, and cannot look up a name that is imported in here.
+    on_person.__annotations__["event"] = on_garment.__annotations__["event"] = gr.SelectData
+
     with gr.Blocks(
         title="PolyDiT: virtual try-on", analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
