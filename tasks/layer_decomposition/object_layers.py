@@ -12,8 +12,7 @@ import torch
 
 from ...core.data.images import image_size, list_images, read_image, to_uint8
 from ...core.errors import PolyditError
-from ...core.media import OutputWriter
-from ...core.media.layer_files import LayerStack, PictureLayer, write_layers
+from ...core.media import LayerStack, OutputWriter, PictureLayer, export_layers, write_layers
 from .pipeline import LayerDecompositionOutput, LayerDecompositionPipeline, to_mask
 
 __all__ = ["find_mask", "object_stack", "predict_object"]
@@ -57,10 +56,11 @@ def predict_object(
     for note in notes:
         print(f"{source.name}: {note}", file=sys.stderr, flush=True)  # noqa: T201
     stack = object_stack(made)
-    files = write_layers(writer, source.stem, stack, composite=False)
     composite = writer.image(f"{source.stem}_composite.png", made.composite)
+    exported = export_layers(writer, source.stem, stack, options.export)
+    files = write_layers(writer, source.stem, stack, composite=False)
     return {
-        "files": [*files[:-1], composite.name, files[-1]],
+        "files": [*files[:-1], composite.name, *([exported] if exported else []), files[-1]],
         "mask": str(mask_file),
         "size": [stack.width, stack.height],
         "empty_mask": made.empty,
@@ -97,8 +97,7 @@ def find_mask(given: Path | None, source: Path) -> Path:
         return given
     found = [path for path in list_images(given, recursive=False) if path.stem == source.stem]
     if len(found) != 1:
+        # Not of the option alone: other pictures may have theirs.
         what = "no mask" if not found else f"{len(found)} masks"
-        raise PolyditError(
-            f"--mask {given}: has {what} called {source.stem}.*; one is needed for {source.name}"
-        )
+        raise PolyditError(f"{source.name}: --mask {given} has {what} called {source.stem}.*; one is needed")
     return found[0]
