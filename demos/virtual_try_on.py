@@ -33,7 +33,7 @@ Paint over what a person shall wear something else on, choose a garment, and see
 machine; nothing is sent anywhere.
 """
 WELCOME = """
-Click on a person below (the mask is painted already), click on a garment, and press **Dress**. On a photograph of your
+Click on a person (the mask is painted already) and on a garment, and press **Dress**. On a photograph of your
 own, paint over the clothes **and the whole arms**: what is left of an old sleeve tells its length.
 """
 
@@ -204,14 +204,16 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                 crowd = gr.Gallery(
                     [str(file) for file in people[::2]],
                     label="People",
+                    show_label=False,
                     columns=4,
-                    height=150,
+                    height=130,
+                    object_fit="contain",
                     allow_preview=False,
                     buttons=[],
                     interactive=False,
                     elem_id="people",
                 )
-            with gr.Column(scale=2, min_width=260):
+            with gr.Column(scale=3, min_width=340):
                 garment = gr.Image(
                     label="Garment",
                     type="filepath",
@@ -226,8 +228,10 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                 wardrobe = gr.Gallery(
                     [str(file) for file in garments],
                     label="Garments",
+                    show_label=False,
                     columns=3,
-                    height=240,
+                    height=230,
+                    object_fit="contain",
                     allow_preview=False,
                     buttons=[],
                     interactive=False,
@@ -249,7 +253,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                         False, label="Grow the mask", info="To its hull and a margin.", elem_id="hull"
                     )
                 button = gr.Button("Dress", variant="primary", size="lg", elem_id="dress")
-            with gr.Column(scale=3, min_width=360):
+            with gr.Column(scale=4, min_width=360):
                 slider = gr.ImageSlider(
                     label="Before (left) and after (right)",
                     type="filepath",

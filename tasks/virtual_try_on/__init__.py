@@ -91,10 +91,18 @@ TASK = TaskSpec(
             note="on FLUX.1-dev, whose folder you have",
         ),
         System(
+            name="MC-VTON on SD3",
+            title="MC-VTON: Minimal Control Virtual Try-On Diffusion Transformer",
+            arxiv="2501.03630",
+            config="mc_vton_sd3.yaml",
+            note="on Stable Diffusion 3.5, whose folder you have",
+        ),
+        System(
             name="CatVTON",
             title="CatVTON: Concatenation Is All You Need for Virtual Try-On with Diffusion Models",
             arxiv="2407.15886",
             config="catvton.yaml",
+            note="its layout, on Stable Diffusion 3.5, whose folder you have",
         ),
     ),
     module="polydit.tasks.virtual_try_on.model:VirtualTryOn",
