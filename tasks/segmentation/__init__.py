@@ -28,6 +28,14 @@ RUN_OPTIONS = (
     ),
     Option("--box", "str", None, "only the object in this box of pixels", metavar="X0,Y0,X1,Y1"),
     *SUPPORT_OPTIONS,
+    Option("--point", "str", None, "only the piece at, or nearest to, this pixel", metavar="X,Y"),
+    Option(
+        "--depth",
+        "path",
+        None,
+        "for PDFNet: folder of depth maps, by name, or of a depth network",
+        metavar="FOLDER",
+    ),
     Option("--video", "str", "alpha", "of a video: the soft mask or the hard one", choices=("alpha", "mask")),
 )
 
@@ -49,9 +57,17 @@ EVALUATE_OPTIONS = (
     Option("--seed", "int", 0, "of the composites and of the noise", minimum=0),
     Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
     Option("--dtype", "str", "float32", "precision", choices=("auto", "float32", "bfloat16", "float16")),
-    *(option for option in RUN_OPTIONS if option.flag in ("--min-max", "--detail")),
+    *(option for option in RUN_OPTIONS if option.flag in ("--min-max", "--detail", "--depth")),
     Option("--output", "path", None, "JSON file for the figures", metavar="FILE"),
     Option("--overwrite", "bool", False, "replace the file if it is there already"),
+)
+
+DEPTH_OPTIONS = (
+    Option("--input", "path", None, "folder of pictures", metavar="FOLDER"),
+    Option("--model", "path", None, "folder of the network: config.json and safetensors", metavar="FOLDER"),
+    Option("--output", "path", None, "folder for the maps, such as depth_large", metavar="FOLDER"),
+    Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
+    Option("--overwrite", "bool", False, "replace maps that are there already"),
 )
 
 TASK = TaskSpec(
@@ -110,6 +126,12 @@ TASK = TaskSpec(
     input_kinds=("image", "video"),
     outputs={"image": ("{stem}_alpha.png",), "video": ("{stem}_{video}.mp4",)},
     commands=(
+        Command(
+            "depth",
+            "depth maps of a folder of pictures, by a depth network in transformers' format",
+            f"{_HERE}.depth:run",
+            DEPTH_OPTIONS,
+        ),
         Command(
             "evaluate",
             "F, E and S measures and MAE on pictures with masks, or on held-out composites",

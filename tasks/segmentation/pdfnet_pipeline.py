@@ -20,8 +20,7 @@ from .depth import DepthSource, open_depth
 from .guided import guided_upsample
 from .pdfnet import standardized
 from .pipeline import Picture, SegmentationOutput, checked_box, to_float, to_tensor
-from .predict import Segmented
-from .segment import parse_box
+from .predict import Segmented, parse_numbers
 
 if TYPE_CHECKING:
     from ...core.adapters import LoadReport
@@ -156,7 +155,7 @@ def segment(
         picture,
         depth,
         detail="none" if options.detail == "none" else "guided",
-        box=parse_box(options.box),
+        box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,
     )
     return Segmented(alpha=found.masks[0], record={"depth": str(given) if given is not None else "none"})
