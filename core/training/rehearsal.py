@@ -75,15 +75,16 @@ def rehearse(
         ValueError, RuntimeError, TypeError and others: what the step itself raises, such as shapes that do not fit.
     """
     runs = [] if whole else list(_equal_runs(module))
-    base = _measure(module, batch, precision, keeps_gradients, [(run, 1) for run in runs])
+    # Two, because the second may change which moment is the worst; from there on each adds the same.
+    base = _measure(module, batch, precision, keeps_gradients, [(run, 2) for run in runs])
     total = [base.peak, base.gradients, base.flops]
     for number, run in enumerate(runs):
-        kept = [(other, 2 if other is run else 1) for other in runs]
+        kept = [(other, 3 if other is run else 2) for other in runs]
         more = _measure(module, batch, precision, keeps_gradients, kept)
         for place, (value, least) in enumerate(
             zip((more.peak, more.gradients, more.flops), (base.peak, base.gradients, base.flops), strict=True)
         ):
-            total[place] += (runs[number].count - 1) * (value - least)
+            total[place] += (runs[number].count - 2) * (value - least)
     return Rehearsal(*total)
 
 

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -106,6 +107,7 @@ def step_table(options: argparse.Namespace) -> Table:
             in_a_process(measure_step, settings, layers, options.batch, steps, options.quick, options.clock)
             for layers in options.layers
         )
+        print(f"{name}: {low}, {high}", file=sys.stderr, flush=True)  # it takes minutes
         if isinstance(high, str):
             table.add_row(name, high, *[""] * 5)
             continue

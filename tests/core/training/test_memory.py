@@ -108,6 +108,18 @@ def test_counting_long_runs_of_blocks_by_their_first_ones_gives_the_same(options
     assert not any(isinstance(p, FakeTensor) for p in deep.parameters())
 
 
+def test_counting_wide_blocks_by_their_first_ones_gives_the_same():
+    """With an adapter, one block alone has another worst moment than two."""
+    with torch.device("meta"):
+        backbone = DiT(input_size=16, patch_size=2, in_channels=4, hidden_size=2048, depth=13, num_heads=4)
+        backbone.register_to_config(_name_or_path="trained")
+        made = Toy(backbone, adapter=LORA, gradient_checkpointing=True)
+        made.prepare()
+    batch = {"target": torch.zeros(1, 4, 16, 16)}
+    quick, whole = (rehearse(made, batch, "bf16-mixed", whole=w).peak for w in (False, True))
+    assert quick == pytest.approx(whole, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["torchao", "bitsandbytes"])
 def test_bytes_of_a_quantised_base(name: str):
     if importlib.util.find_spec(name) is None:
