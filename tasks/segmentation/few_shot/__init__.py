@@ -50,9 +50,7 @@ EVALUATE = Command(
         Option("--lora-scale", "float", 1.0, "its strength; 0 is off"),
         Option("--seed", "int", 0, "of the episodes", minimum=0),
         Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
-        Option(
-            "--dtype", "str", "float32", "precision", choices=("auto", "float32", "bfloat16", "float16")
-        ),
+        Option("--dtype", "str", "float32", "precision", choices=("auto", "float32", "bfloat16", "float16")),
         Option("--output", "path", None, "JSON file for the figures", metavar="FILE"),
         Option("--overwrite", "bool", False, "replace the file if it is there already"),
     ),
