@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 from ...core.alpha import pad_rgb
 
-__all__ = ["cut_out", "on_background", "overlay"]
+__all__ = ["cut_out", "keep_piece", "on_background", "overlay"]
 
-SURE = 0.95
+SURE = 0.98
 """Pixels with less alpha than this show some of the background, which must not come along."""
+
+
+FAINT = 0.1
+"""What has more alpha than this holds a piece together."""
 
 
 def cut_out(picture: NDArray[np.uint8], alpha: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -55,6 +59,20 @@ def overlay(
     soft = alpha.clip(0, 1)[..., None].astype(np.float32)
     tinted = 0.65 * picture + 0.35 * np.array(colour, np.float32)
     return np.rint(soft * tinted + (1 - soft) * 0.55 * picture).astype(np.uint8)
+
+
+def keep_piece(alpha: NDArray[np.float32], x: int, y: int) -> NDArray[np.float32]:
+    """The connected piece of a mask (H, W) at a pixel, or the one nearest to it; all else becomes 0."""
+    from scipy import ndimage
+
+    pieces, count = ndimage.label(alpha > FAINT, structure=np.ones((3, 3)))
+    if count < 2:
+        return alpha
+    row, column = min(max(y, 0), alpha.shape[0] - 1), min(max(x, 0), alpha.shape[1] - 1)
+    if not pieces[row, column]:
+        _, (rows, columns) = ndimage.distance_transform_edt(pieces == 0, return_indices=True)
+        row, column = rows[row, column], columns[row, column]
+    return np.where(pieces == pieces[row, column], alpha, 0).astype(np.float32)
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:

@@ -18,7 +18,7 @@ from ...core.media import OutputWriter
 from ...core.open_pipeline import choose_weights, open_pipeline
 from . import TASK
 from .folders import MaskFolder
-from .metrics import Example, composites, evaluate, of_folder
+from .metrics import Example, Segmenter, composites, evaluate, of_folder
 from .peers import PEERS
 from .predict import segmenter
 
@@ -47,7 +47,8 @@ def run(options: Namespace) -> int:
         generator = torch.Generator().manual_seed(options.seed)
         return segment(pipe, picture, source, given, generator).alpha
 
-    segmenters = {Path(str(settings["weights"])).name: ours, **(PEERS if options.peers else {})}
+    peers = {name: _peer(function) for name, function in PEERS.items()} if options.peers else {}
+    segmenters = {Path(str(settings["weights"])).name: ours, **peers}
     with progress_bar(count) as progress:
         result = evaluate(segmenters, examples, about, options.binarize, options.hce, progress, count)
     table = result.table()
@@ -80,6 +81,10 @@ def find_examples(options: Namespace) -> tuple[Iterable[Example], int, str]:
     if folder.unmatched:
         say(f"{len(folder.unmatched)} files without a partner are left out, {folder.unmatched[0]} first")
     return of_folder(folder), len(folder), str(options.input)
+
+
+def _peer(function: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Segmenter:
+    return lambda picture, _source: function(picture)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ...core.data.video import VideoReader, is_video
 from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.task import resolve
-from .cutout import cut_out, overlay
+from .cutout import cut_out, keep_piece, overlay
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,7 +76,10 @@ def predict_one(
     if is_video(source):
         return predict_video(pipe, segment, source, writer, options, generator)
     picture = to_uint8(read_image(source)[0])
+    point = parse_numbers(options.point, "--point", 2)
     found = segment(pipe, picture, source, options, generator)
+    if point is not None:
+        found.alpha = keep_piece(found.alpha, *point)
     if options.edges and found.edges is None:
         raise PolyditError(f"--edges: {type(pipe).__name__} predicts none; leave it out")
     alpha = to_bytes(found.alpha)
@@ -88,7 +91,6 @@ def predict_one(
         outputs["overlay"] = overlay(picture, found.alpha)
     files = [writer.image(f"{stem}_{name}.png", pixels).name for name, pixels in outputs.items()]
     height, width = picture.shape[:2]
-    # The first is what tells that an input is done, so that it is written when all others are.
     return {
         "files": files,
         "size": [width, height],
@@ -145,6 +147,24 @@ def segmenter(pipe: DiffusionPipeline) -> Segment:
         raise PolyditError(f"--weights: {name} does not segment; choose one of {', '.join(SEGMENTERS)}")
     segment: Segment = resolve(SEGMENTERS[name])
     return segment
+
+
+def parse_numbers(text: str | None, option: str, count: int) -> tuple[int, ...] | None:
+    """``"10,20"`` as numbers.
+
+    Raises:
+        PolyditError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.replace(" ", "").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        example = ",".join(str(10 * (number + 1)) for number in range(count))
+        raise PolyditError(f"{option} {text}: give {count} whole numbers, such as {example}")
+    return numbers
 
 
 def hard_mask(found: Segmented, threshold: float) -> NDArray[np.uint8]:

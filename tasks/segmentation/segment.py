@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...core.errors import PolyditError
-from .pipeline import Box, SegmentationPipeline, to_tensor
-from .predict import Segmented
+from .pipeline import SegmentationPipeline, to_tensor
+from .predict import Segmented, parse_numbers
 
-__all__ = ["parse_box", "segment"]
+__all__ = ["segment"]
 
 
 def segment(
@@ -29,24 +28,9 @@ def segment(
         num_inference_steps=options.steps or 1,
         generator=generator,
         detail=options.detail,
-        box=parse_box(options.box),
+        box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,
         output_type="np",
         progress=getattr(options, "progress", None),
     )
     return Segmented(alpha=found.masks[0], edges=found.edges[0])
-
-
-def parse_box(text: str | None) -> Box | None:
-    """``"10,20,110,220"`` as numbers.
-
-    Raises:
-        PolyditError: it is something else.
-    """
-    if text is None:
-        return None
-    try:
-        left, top, right, bottom = (int(part) for part in text.replace(" ", "").split(","))
-    except ValueError:
-        raise PolyditError(f"--box {text}: give four whole numbers, such as 10,20,110,220") from None
-    return left, top, right, bottom

@@ -1,0 +1,205 @@
+"""Layouts on disk, composites, tiles, and what is said of files that are not right."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from discs import disc
+from PIL import Image
+
+from polydit.core.data.composites import CompositeOptions, Compositor
+from polydit.core.data.masks import edge_band
+from polydit.core.errors import PolyditError
+from polydit.tasks.segmentation.data import SegmentationData
+from polydit.tasks.segmentation.folders import MaskFolder, find_layout, read_mask
+from polydit.tasks.segmentation.samples import CompositeSamples, FolderSamples, coarse_context
+
+
+def write(folder, names, suffix, mode="RGB", size=(24, 20)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new(mode, size, 200).save(folder / f"{name}{suffix}")
+
+
+def test_pictures_and_masks_are_paired_by_name_whatever_their_type(folders):
+    pairs = MaskFolder(*folders)
+    assert len(pairs) == 6
+    assert not pairs.unmatched
+    picture, mask, edges = pairs.read(2)
+    assert picture.shape == (40, 56, 3)
+    assert np.array_equal(mask, disc(40, 56, 2)[1])
+    assert np.array_equal(edges, edge_band(mask))
+
+
+def test_files_without_a_partner_are_named(folders):
+    (folders[0] / "lonely.png").write_bytes((next(folders[1].iterdir())).read_bytes())
+    assert [path.name for path in MaskFolder(*folders).unmatched] == ["lonely.png"]
+    with pytest.raises(PolyditError, match=r"lonely\.png: has no partner"):
+        MaskFolder(*folders, strict=True)
+    write(folders[0].parent / "others", "ab", ".png")
+    with pytest.raises(PolyditError, match="none of 7 pictures has a mask of its name"):
+        MaskFolder(folders[0], folders[0].parent / "others")
+
+
+def test_a_mask_of_another_size_is_one_line(folders):
+    mask = sorted(folders[1].iterdir())[0]
+    Image.new("L", (30, 30)).save(mask)
+    with pytest.raises(PolyditError, match="is 30x30, and its picture is 56x40") as caught:
+        MaskFolder(*folders).read(0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "LA", "RGBA"])
+def test_masks_of_every_mode_are_read_alike(tmp_path, mode):
+    _, mask = disc(20, 24)
+    image = Image.fromarray(mask)
+    if mode in ("LA", "RGBA"):  # nothing but alpha
+        image = Image.merge("RGBA", [Image.new("L", image.size)] * 3 + [image]).convert(mode)
+    image.convert(mode).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+
+@pytest.mark.parametrize(
+    ("layout", "split", "place"),
+    [
+        ("dis5k", "train", ("DIS-TR/im", "DIS-TR/gt")),
+        ("dis5k", "test", ("DIS-TE3/im", "DIS-TE3/gt")),
+        ("dis5k", "val", ("DIS-VD/images", "DIS-VD/masks")),
+        ("hrsod", "train", ("HRSOD-TR/image", "HRSOD-TR/mask")),
+        ("cod10k", "train", ("TrainDataset/Imgs", "TrainDataset/GT")),
+        ("cod10k", "test", ("TestDataset/CAMO/Imgs", "TestDataset/CAMO/GT")),
+        ("cod10k", "train", ("Train/Image", "Train/GT_Object")),
+        ("folders", "train", ("images", "masks")),
+    ],
+)
+def test_layouts_of_the_data_sets(tmp_path, layout, split, place):
+    write(tmp_path / place[0], ["5#Artifact#1", "b[2]"], ".jpg")
+    write(tmp_path / place[1], ["5#Artifact#1", "b[2]"], ".png", "L")
+    for name in (layout, "auto"):
+        ((pictures, masks, edges),) = find_layout(tmp_path, name, split)
+        assert (pictures, masks, edges) == (tmp_path / place[0], tmp_path / place[1], None)
+    assert len(MaskFolder(pictures, masks)) == 2
+
+
+def test_edges_of_the_data_set_are_used_where_it_has_them(tmp_path):
+    for folder, mode in (("im", "RGB"), ("gt", "L"), ("contour", "L")):
+        write(tmp_path / "DIS-TR" / folder, ["a"], ".png", mode)
+    ((pictures, masks, edges),) = find_layout(tmp_path, "dis5k")
+    assert edges == tmp_path / "DIS-TR" / "contour"
+    assert (MaskFolder(pictures, masks, edges).read(0)[2] == 200).all()
+
+
+def test_missing_layouts_are_told(tmp_path):
+    with pytest.raises(PolyditError, match="no pictures and masks of the split 'train'"):
+        find_layout(tmp_path)
+    with pytest.raises(PolyditError, match="layout 'coco': unknown"):
+        find_layout(tmp_path, "coco")
+    with pytest.raises(PolyditError, match="no such folder"):
+        SegmentationData(path=str(tmp_path / "none")).setup()
+
+
+def test_samples_of_folders_keep_picture_and_mask_together(folders):
+    samples = FolderSamples([MaskFolder(*folders)], 32, train=True, repeat=5, color=0.0)
+    assert len(samples) == 30
+    for index in range(0, 30, 7):
+        sample = samples[index]
+        assert sample["picture"].shape == (3, 32, 32)
+        red = sample["picture"][0] > 0.3  # the disc
+        assert ((sample["mask"][0] > 0.5) == red).float().mean() > 0.97
+        assert torch.equal(sample["picture"], samples[index]["picture"])
+    assert not torch.equal(samples[0]["picture"], samples[6]["picture"])
+
+
+def test_unreadable_pictures_are_passed_over_and_named_once(folders, capsys):
+    sorted(folders[0].iterdir())[0].write_bytes(b"no picture")
+    samples = FolderSamples([MaskFolder(*folders)], 16)
+    assert samples[0]["picture"].shape == samples[0]["picture"].shape
+    assert capsys.readouterr().out.count("skipped") == 1
+    with pytest.raises(PolyditError):
+        FolderSamples([MaskFolder(*folders, strict=True)], 16)[0]
+
+
+def test_the_module_finds_folders_and_holds_some_out(folders):
+    data = SegmentationData(path=str(folders[0].parent), size=16, batch_size=2, num_workers=0)
+    data.setup()
+    assert len(data.train_set) == 5
+    assert len(data.val_set) == 1
+    named = SegmentationData(path=str(folders[0]), masks_path=str(folders[1]), size=16)
+    named.setup()
+    assert len(named.train_set) + len(named.val_set) == 6
+    batch = next(iter(data.val_dataloader()))
+    assert batch["mask"].shape == (1, 1, 16, 16)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two photographs and two cut-outs of each split."""
+    records = []
+    for split in ("train", "val", "reserved"):
+        for kind in ("photos", "cutouts"):
+            for number in range(2):
+                place = f"reserved/{kind}" if split == "reserved" else f"{kind}/{split}"
+                file = tmp_path / place / f"pack--{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture, mask = disc(48, 48, number)
+                layers = [picture] if kind == "photos" else [picture, mask]
+                Image.fromarray(np.dstack(layers)).save(file)
+                records.append(
+                    {
+                        "file": f"{place}/{file.name}", "kind": kind, "split": split, "tag": "", "package": "pack",
+                        "version": "1", "source": "x", "licence": "CC0-1.0", "width": 48, "height": 48, "size": 1,
+                        "sha256": "0",
+                    }
+                )  # fmt: skip
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "manifest.jsonl").write_text(lines)
+    return tmp_path
+
+
+def test_composites_of_a_corpus_never_use_reserved_files(corpus):
+    data = SegmentationData(path=str(corpus), size=32, tiles=0.5, samples_per_epoch=10, held_out=4)
+    data.setup()
+    whole = data.train_set.whole
+    assert all(
+        "reserved" not in str(path) and "val" not in path.parts for path in whole.photos + whole.cutouts
+    )
+    assert data.train_set[3]["picture"].equal(data.train_set[3]["picture"])
+    assert len(data.val_set) == 4
+    assert data.val_set[0]["context"].isnan().all()
+    with pytest.raises(PolyditError, match="evaluation only"):
+        Compositor.from_corpus(corpus, "reserved", 32)
+
+
+def test_tiles_come_with_a_context_that_is_coarse_and_close(corpus):
+    samples = CompositeSamples(Compositor.from_corpus(corpus, "train", 64), 40, tiles=1.0)
+    told = [sample for sample in (samples[i] for i in range(12)) if not sample["context"].isnan().any()]
+    assert len(told) > 8
+    assert all(s["context"].min() >= 0 and s["context"].max() <= 1 for s in told)
+    errors = [(s["context"] - s["mask"]).abs().mean().item() for s in told]
+    chance = [(0.5 - s["mask"]).abs().mean().item() for s in told]
+    assert 0.01 < np.mean(errors) < 0.8 * np.mean(chance)
+
+
+def test_context_is_a_function_of_the_generator():
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 8:24, 8:24] = 1
+    one, two = (coarse_context(mask, np.random.default_rng(1)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert one[0, 16, 16] > one[0, 0, 0]
+
+
+def test_sources_can_be_balanced(tmp_path):
+    files = [tmp_path / f"many--{n}.png" for n in range(90)] + [tmp_path / f"few--{n}.png" for n in range(10)]
+    rng = np.random.default_rng(0)
+    shares = {}
+    for balance in (1.0, 0.0):
+        compositor = Compositor(files, files, 32, CompositeOptions(balance=balance))
+        from polydit.core.data.composites import _pick
+
+        drawn = [_pick(files, compositor._weights[0], rng).name for _ in range(2000)]
+        shares[balance] = np.mean([name.startswith("few") for name in drawn])
+    assert shares[1.0] == pytest.approx(0.1, abs=0.03)
+    assert shares[0.0] == pytest.approx(0.5, abs=0.04)
