@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.backbones.pretrained import PretrainedTransformer
 from ...core.conditioning import KeyValueCache, widen_input
 from ...core.diffusion import Objective, Parameterization
 from ...core.errors import PolyditError
@@ -147,7 +148,8 @@ class ConcatenationTryOn(VirtualTryOn):
         super().__init__(backbone, objective, formulation, autoencoder, drop_garment, prompt, steps, **kwargs)
         self.train_only = train_only
         network, channels = self._network[0], self.space.channels
-        reads = getattr(network, "in_channels", None) or network.config.in_channels
+        pretrained = isinstance(network, PretrainedTransformer)
+        reads = network.in_channels if pretrained else network.config.in_channels  # type: ignore[union-attr]
         if reads == channels:
             widen_input(network, channels + 1)
         elif reads != 2 * channels + 1:
