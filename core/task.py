@@ -77,6 +77,7 @@ class System:
         note: what a user should know before choosing it, in a few words.
         weights: folder, relative to the task's distribution root, of its weights where some came with the task.
         pipeline: import path of its own pipeline class, where it is another than the task's.
+        opens: names of diffusers' own pipeline classes whose folders that class opens as they are.
     """
 
     name: str
@@ -86,6 +87,7 @@ class System:
     note: str = ""
     weights: str | None = None
     pipeline: str | None = None
+    opens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,10 @@ class TaskSpec:
         return package_root(self.module.partition(":")[0].partition(".")[0])
 
     def pipelines(self) -> dict[str, str]:
-        """Import paths of the task's pipeline classes by their names, its systems' own included."""
+        """Import paths of the pipeline classes by the names that a folder may have, foreign ones included."""
         paths = [self.pipeline, *(entry.pipeline for entry in self.systems if entry.pipeline)]
-        return {path.partition(":")[2]: path for path in paths}
+        foreign = {name: entry.pipeline or self.pipeline for entry in self.systems for name in entry.opens}
+        return {**{path.partition(":")[2]: path for path in paths}, **foreign}
 
     def config_folder(self) -> Path:
         """``configs/<package>`` of the distribution that the task comes in."""

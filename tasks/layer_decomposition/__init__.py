@@ -89,6 +89,7 @@ TASK = TaskSpec(
             config="qwen_image_layered.yaml",
             note="any number of layers; the released model where you have it",
             pipeline="polydit.tasks.layer_decomposition.layer_stack_pipeline:LayerStackPipeline",
+            opens=("QwenImageLayeredPipeline",),
         ),
     ),
     module="polydit.core.training:DiffusionModule",
