@@ -133,6 +133,8 @@ class PredictSession:
         for name, value in given.items():
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no-{name}")
+            elif isinstance(value, list):
+                words += [f"--{name}", *map(str, value)] if value else []
             elif value is not None:
                 words += [f"--{name}", str(value)]
         return words
