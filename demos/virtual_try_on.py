@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from polydit.core.data.images import image_size, read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
+from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
 from polydit.tasks.virtual_try_on import TASK
+from polydit.tasks.virtual_try_on.masks import read_mask
 
 if TYPE_CHECKING:
     import gradio as gr
 
-__all__ = ["Dressed", "build", "dress", "painted_mask", "sample_people"]
+__all__ = ["Dressed", "build", "dress"]
 
 SAMPLES = Path(__file__).parent / "samples" / "virtual_try_on"
 MAX_PIXELS = 20_000_000  # an editor holds several copies in the browser
-BRUSH = "#d55e00"
 
 HEADER = """
 # Virtual try-on
@@ -33,7 +32,7 @@ Paint over what a person shall wear something else on, choose a garment, and see
 machine; nothing is sent anywhere.
 """
 WELCOME = """
-Click on a person (the mask is painted already) and on a garment, and press **Dress**. On a photograph of your
+Click on a person, who comes with a mask, and on a garment, and press **Dress**. On a photograph of your
 own, paint over the clothes **and the whole arms**: what is left of an old sleeve tells its length.
 """
 
@@ -53,31 +52,11 @@ class Dressed:
     note: str
 
 
-def painted_mask(layers: Sequence[Path], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """What was painted on any layer, (H, W), 0 or 255.
-
-    Args:
-        layers: transparent pictures from the editor.
-        size: (width, height) of the person.
-
-    Raises:
-        PolyditError: nothing was painted.
-    """
-    mask = np.zeros((size[1], size[0]), bool)
-    for file in layers:
-        pixels, info = read_image(file, background=None)
-        opaque = info.alpha if info.alpha is not None else pixels.max(-1)
-        picture = Image.fromarray(to_uint8(opaque)).resize(size, Image.Resampling.NEAREST)
-        mask |= np.asarray(picture) > 127
-    if not mask.any():
-        raise PolyditError("mask: nothing is painted yet; paint over the clothes and the whole arms")
-    return (mask * 255).astype(np.uint8)
-
-
 def dress(
     session: PredictSession,
     person: Path | None,
     layers: Sequence[Path],
+    mask: Path | None,
     garment: Path | None,
     settings: dict[str, Any],
 ) -> Dressed:
@@ -87,6 +66,7 @@ def dress(
         session: of the task.
         person: the photograph.
         layers: what was painted on it.
+        mask: a picture of a mask, to which what was painted is added.
         garment: the garment's picture.
         settings: options of ``predict`` by name.
 
@@ -103,10 +83,17 @@ def dress(
             f"{person}: {size[0]} x {size[1]} pixels are too many for a page; "
             f"use `polydit {session.task.name} predict`, or a smaller picture"
         )
-    mask = painted_mask(layers, size)
-    # Beside the layer: gradio removes both in its time.
-    file = OutputWriter(layers[0].parent, overwrite=True).image(f"{person.stem}_mask.png", mask)
-    options = {"garment": garment, "mask": file, **settings}
+    whole = painted(layers, size) > 0
+    if whole.any():
+        if mask is not None:
+            whole |= read_mask(mask, (size[1], size[0]))
+        # Beside the layer: gradio removes both in its time.
+        mask = OutputWriter(layers[0].parent, overwrite=True).image(
+            "mask.png", (whole * 255).astype(np.uint8)
+        )
+    elif mask is None:
+        raise PolyditError("mask: nothing is painted yet; paint over the clothes and the whole arms")
+    options = {"garment": garment, "mask": mask, **settings}
     result = session.run(person, options)
     before = OutputWriter(result.folder).image("before.png", to_uint8(read_image(person)[0]))
     return Dressed(before, result.files[0], _describe(session, person, options, result))
@@ -127,18 +114,6 @@ def _describe(session: PredictSession, person: Path, options: dict[str, Any], re
     )
 
 
-def sample_people(folder: Path) -> list[Path]:
-    """For every sample person the photograph and, after it, its mask as a layer of the editor."""
-    writer = OutputWriter(folder)
-    files = []
-    for file in sorted((SAMPLES / "people").glob("*.png")):
-        mask = np.asarray(Image.open(SAMPLES / "masks" / file.name).convert("L"))
-        layer = np.zeros((*mask.shape, 4), np.uint8)
-        layer[mask > 127] = (*bytes.fromhex(BRUSH[1:]), 255)
-        files += [file, writer.image(f"{file.stem}_layer.png", layer)]
-    return files
-
-
 def build(weights: str | Path | None = None) -> gr.Blocks:
     """Build the page; the pipeline is loaded when the button is first pressed, and stays.
 
@@ -149,11 +124,12 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
 
     session = PredictSession(TASK, weights)
     defaults = session.options("input", "output", {})
-    people = session.keep(sample_people)
+    people = sorted((SAMPLES / "people").glob("*.png"))
     garments = sorted((SAMPLES / "garments").glob("*.png"))
 
     def on_press(
         person: dict[str, Any] | None = None,
+        mask: str | None = None,
         garment: str | None = None,
         steps: int = 8,
         seed: int | None = defaults.seed,
@@ -161,22 +137,24 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
     ) -> tuple[tuple[Path, Path], Path, str]:
         editor = person or {}
-        source, worn = (Path(file) if file else None for file in (editor.get("background"), garment))
+        given = (editor.get("background"), mask, garment)
+        source, region, worn = (Path(file) if file else None for file in given)
         layers = [Path(file) for file in editor.get("layers") or ()]
         settings = {"steps": steps, "seed": seed, "hull": hull or None}
         try:
             progress(0, desc="dressing")
-            shown = dress(session, source, layers, worn, settings)
+            shown = dress(session, source, layers, region, worn, settings)
         except Exception as error:
-            line = explain_upload(error, source, worn)
+            line = explain_upload(error, source, region, worn)
             if line is None:
                 raise
             raise gr.Error(line, duration=None, print_exception=False) from error
         return (shown.before, shown.after), shown.after, shown.note
 
-    def on_person(event: gr.SelectData) -> dict[str, Any]:
-        photo, layer = people[2 * event.index : 2 * event.index + 2]
-        return {"background": str(photo), "layers": [str(layer)], "composite": None}
+    def on_person(event: gr.SelectData) -> tuple[dict[str, Any], str]:
+        photo = people[event.index]
+        value = {"background": str(photo), "layers": [], "composite": None}
+        return value, str(SAMPLES / "masks" / photo.name)
 
     def on_garment(event: gr.SelectData) -> str:
         return str(garments[event.index])
@@ -189,7 +167,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
     ) as page:
         gr.Markdown(HEADER)
         with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=360):
+            with gr.Column(scale=4, min_width=400):
                 editor = gr.ImageEditor(
                     label="Person: paint over what to dress anew",
                     type="filepath",
@@ -202,7 +180,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     elem_id="person",
                 )
                 crowd = gr.Gallery(
-                    [str(file) for file in people[::2]],
+                    [str(file) for file in people],
                     label="People",
                     show_label=False,
                     columns=4,
@@ -212,6 +190,15 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     buttons=[],
                     interactive=False,
                     elem_id="people",
+                )
+                mask = gr.Image(
+                    label="Mask, instead of painting or besides",
+                    type="filepath",
+                    format="png",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=170,
+                    elem_id="mask",
                 )
             with gr.Column(scale=3, min_width=340):
                 garment = gr.Image(
@@ -223,8 +210,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     height=220,
                     elem_id="garment",
                 )
-                # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-                garment.preprocess = lambda payload: payload.path if payload is not None else None
+                # The files as they were uploaded. Gradio would open them first and tell of bad ones in its own words.
+                for picture in (mask, garment):
+                    picture.preprocess = lambda payload: payload.path if payload is not None else None
                 wardrobe = gr.Gallery(
                     [str(file) for file in garments],
                     label="Garments",
@@ -266,11 +254,11 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                 )
                 note = gr.Markdown(WELCOME, elem_id="note")
                 download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
-        crowd.select(on_person, outputs=editor, api_visibility="private", show_progress="hidden")
+        crowd.select(on_person, outputs=[editor, mask], api_visibility="private", show_progress="hidden")
         wardrobe.select(on_garment, outputs=garment, api_visibility="private", show_progress="hidden")
         made = button.click(
             on_press,
-            [editor, garment, steps, seed, hull],
+            [editor, mask, garment, steps, seed, hull],
             [slider, download, note],
             api_name="dress",
             show_progress_on=slider,
