@@ -171,6 +171,10 @@ def run(options: Namespace) -> int:
     settings["weights"] = choose_weights(TASK, options.weights)
     options.cache = "none"
     pipe = open_pipeline(TASK, settings["weights"], options, settings, say)
+    if type(pipe).__name__ == "IllustrationLayersPipeline":
+        from .illustration_evaluate import report
+
+        return report(pipe, options, settings)
     if not isinstance(pipe, LayerDecompositionPipeline):
         raise PolyditError(f"--weights: a {type(pipe).__name__} takes no mask; evaluate is for LayerDecomp's")
     rows, shown = evaluate(

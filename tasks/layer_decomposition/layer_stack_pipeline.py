@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import QwenImageLayeredPipeline
+from diffusers import ModelMixin, QwenImageLayeredPipeline
 from PIL import Image
 
 from ...core.errors import PolyditError
@@ -19,7 +21,31 @@ class LayerStackPipeline(QwenImageLayeredPipeline):
     """Qwen-Image-Layered (arXiv 2512.15603) as diffusers runs it, with its answer as a stack of layers.
 
     Opens a folder of ``QwenImageLayeredPipeline`` as it is.
+
+    Args:
+        scheduler: as in diffusers' class.
+        vae: as in diffusers' class.
+        text_encoder: as in diffusers' class.
+        tokenizer: as in diffusers' class.
+        processor: as in diffusers' class.
+        transformer: as in diffusers' class.
+        roles: the ``LayerRoles`` that a training of such a model learned; None for none.
     """
+
+    _optional_components = ["roles"]
+
+    def __init__(
+        self,
+        scheduler: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        processor: Any,
+        transformer: Any,
+        roles: ModelMixin | None = None,
+    ) -> None:
+        super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
+        self.register_modules(roles=roles)
 
     def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> object:
         """Attach a LoRA file to the transformer; see :func:`polydit.core.adapters.load_lora`."""
@@ -66,19 +92,26 @@ class LayerStackPipeline(QwenImageLayeredPipeline):
             options["negative_prompt"] = " "
         if "prompt_embeds" not in options:
             options["prompt"] = prompt or " "
-        made = self(
-            image=image.convert("RGBA"),
-            layers=layers,
-            num_inference_steps=num_inference_steps,
-            true_cfg_scale=true_cfg_scale,
-            generator=generator,
-            resolution=resolution,
-            output_type="pil",
-            **options,
-        ).images[0]
+        roles = self.roles
+        if roles is not None and layers != len(roles.config.roles):
+            raise PolyditError(
+                f"--layers {layers}: these weights make {len(roles.config.roles)}: {', '.join(roles.config.roles)}"
+            )
+        with nullcontext() if roles is None else roles.adding(self.transformer.img_in, range(1 + layers)):
+            made = self(
+                image=image.convert("RGBA"),
+                layers=layers,
+                num_inference_steps=num_inference_steps,
+                true_cfg_scale=true_cfg_scale,
+                generator=generator,
+                resolution=resolution,
+                output_type="pil",
+                **options,
+            ).images[0]
+        names = roles.config.roles if roles is not None else [f"layer {n}" for n in range(1, layers + 1)]
         parts = tuple(
-            PictureLayer(f"layer {number}", np.array(enlarged(picture, image.size)), role=f"layer{number}")
-            for number, picture in enumerate(made, 1)
+            PictureLayer(name, np.array(enlarged(picture, image.size)), role=name.replace(" ", ""))
+            for name, picture in zip(names, made, strict=True)
         )
         return LayerStack(image.width, image.height, parts)
 

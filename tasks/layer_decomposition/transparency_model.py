@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -51,13 +51,32 @@ class PatchDiscriminator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(inner, 1, 4, 1, 1))
 
 
+def frozen_autoencoder(source: str | nn.Module | None) -> nn.Module:
+    """A diffusers autoencoder from its folder; without one, Stable Diffusion's shapes while the device is ``meta``.
+
+    Raises:
+        PolyditError: no folder is named, or nothing is there.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    if source is not None:
+        return DiffusersAutoencoder.from_pretrained(source).vae
+    if torch.get_default_device().type != "meta":
+        raise PolyditError("--model.vae: name the folder of the autoencoder that is to carry alpha")
+    widths = (128, 256, 512, 512)
+    return AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        layers_per_block=2,
+    )
+
+
 class LatentTransparency(DiffusionModule):
     """Train the offset encoder and the RGBA decoder of LayerDiffuse (arXiv 2402.17113) on a frozen autoencoder.
 
     Args:
-        vae: the autoencoder: a folder in diffusers format, or a hub id.
-        backbone: both networks; None builds the published sizes for the autoencoder's latents. (It is what a
-            checkpoint holds and what is averaged.)
+        vae: the autoencoder: a folder in diffusers format, or a hub id. (In Python also a loaded one.)
         encoder_widths: of the offset encoder.
         decoder_channels: widths of the decoder.
         decoder_layers: residual blocks of a level.
@@ -76,7 +95,7 @@ class LatentTransparency(DiffusionModule):
 
     def __init__(
         self,
-        vae: str | nn.Module,
+        vae: str | None = None,
         encoder_widths: list[int] = [32, 64, 128, 256],  # noqa: B006 - read only; the parser shows it
         decoder_channels: list[int] = [32, 32, 64, 128, 256, 512, 512],  # noqa: B006
         decoder_layers: int = 2,
@@ -89,7 +108,7 @@ class LatentTransparency(DiffusionModule):
         discriminator_width: int = 64,
         **kwargs: Any,
     ) -> None:
-        network = vae if isinstance(vae, nn.Module) else DiffusersAutoencoder.from_pretrained(vae).vae
+        network = frozen_autoencoder(vae)
         channels = network.config.latent_channels
         decoder = TransparencyDecoder(channels, decoder_channels, attention_levels, decoder_layers)
         try:

@@ -8,6 +8,7 @@ from diffusers import QwenImageTransformer2DModel
 
 from polydit.core.backbones.pretrained import adapt_transformer
 from polydit.core.conditioning.pretrained_layers import PretrainedLayerStack
+from polydit.core.errors import PolyditError
 
 
 def tiny(**options) -> QwenImageTransformer2DModel:
@@ -59,14 +60,14 @@ def test_without_learned_roles_it_is_diffusers_model():
 def test_roles_are_added_to_their_own_slot():
     model = PretrainedLayerStack(adapt_transformer(tiny()), ["flat", "line"])
     given, seen = inputs(), {}
-    model.transformer.transformer.transformer_blocks[0].register_forward_pre_hook(
+    model.network.transformer.transformer_blocks[0].register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(x=kwargs["hidden_states"] if kwargs else args[0]),
         with_kwargs=True,
     )
     with torch.no_grad():
         base = model(**given).sample
         before = seen["x"].clone()
-        model.role_embed[1] = torch.tensor([1.0, -1.0]).repeat(16)  # a norm would take a constant out
+        model.roles.weight[1] = torch.tensor([1.0, -1.0]).repeat(16)  # a norm would take a constant out
         moved = model(**given).sample
     difference = (seen["x"] - before).unflatten(1, (4, 8)).abs().amax((0, 2, 3))
     assert difference.tolist() == pytest.approx([0, 1, 0, 0], abs=1e-5)
@@ -75,13 +76,23 @@ def test_roles_are_added_to_their_own_slot():
         other = model(**given, slots=[0, 2, 1]).sample  # the second picture has another role now
     assert (other - moved).abs().max() > 1e-4
     model(**given).sample.square().mean().backward()
-    assert model.role_embed.grad.abs().sum() > 0
-    assert not model.transformer.transformer.img_in._forward_hooks  # nothing stays behind
+    assert model.roles.weight.grad.abs().sum() > 0
+    assert not model.network.transformer.img_in._forward_hooks  # nothing stays behind
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="use_layer3d_rope"):
+    with pytest.raises(PolyditError, match="use_layer3d_rope"):
         PretrainedLayerStack(adapt_transformer(tiny(use_layer3d_rope=False)))
     model = PretrainedLayerStack(adapt_transformer(tiny()), ["flat"])
     with pytest.raises(ValueError, match="2 roles"):
         model(**inputs())
+    with pytest.raises(PolyditError, match="name the folder"):
+        PretrainedLayerStack.from_folder(None)
+
+
+def test_the_released_sizes():
+    with torch.device("meta"):
+        model = PretrainedLayerStack.from_folder(None, ["flat", "shadow", "highlight", "line"])
+    count = sum(p.numel() for p in model.network.parameters())
+    assert count == pytest.approx(20.43e9, rel=1e-3)
+    assert model.roles.weight.numel() == 5 * 3072
