@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from ...core.autoencoders import as_autoencoder
 from ...core.backbones.diffdis_unet import INJECTED, DiffdisUNet
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
-from ...core.conditioning import FixedText
 from ...core.conditioning.channels import duplicate_input
 from ...core.diffusion import Objective
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
-from .backbone import PretrainedDichotomy, parts_for
+from ...core.training.weights import is_on_meta
+from .backbone import DichotomyModel, PretrainedDichotomy, parts_for
 from .diffdis_sd import UNetDichotomy
 from .formulation import Formulation
 from .losses import cross_entropy, overlap_loss
@@ -65,9 +66,14 @@ class Segmentation(DiffusionModule):
         edge_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        companion: FixedText | None = None
+        companion: EmptyText | None = None
         if isinstance(backbone, DiffdisUNet):
             autoencoder, companion = companions(backbone, autoencoder, EmptyText)
+        network = as_backbone(backbone)
+        if isinstance(network, PretrainedTransformer):
+            backbone = network.transformer
+            if network.in_channels == network.latent_channels:
+                duplicate_input(network)
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation = formulation
         self.pyramid, self.cut_mix = pyramid, cut_mix
@@ -81,17 +87,17 @@ class Segmentation(DiffusionModule):
             raise PolyditError(
                 "--model.formulation.halves channels: is for pixel space; leave the autoencoder out"
             )
-        network = as_backbone(backbone)
         self.parts: nn.Module | None = None
-        self.text: FixedText | None = None
+        self.text: EmptyText | None = None
         if isinstance(network, PretrainedTransformer):
             if formulation.halves != "batch":
                 raise PolyditError(
                     "--model.formulation.halves: a pretrained transformer takes batch; leave it out"
                 )
-            if network.in_channels == network.latent_channels:
-                duplicate_input(network)
             self.parts = parts_for(network, scales=formulation.scales)
+            earlier = Path(self.init_weights or "") / "parts"
+            if self.init_weights and earlier.is_dir() and not is_on_meta(backbone):
+                self.parts = DichotomyModel.from_pretrained(earlier)
             self.text = empty_text(network)
             self._network: tuple[nn.Module] = (PretrainedDichotomy(network, self.parts),)
         elif isinstance(network, DiffdisUNet):
@@ -168,7 +174,7 @@ class Segmentation(DiffusionModule):
         from .pipeline import SegmentationPipeline
 
         return SegmentationPipeline(
-            transformer=self.backbone if self.parts is None else self._network[0].network.transformer,
+            transformer=self.backbone,
             parts=self.parts,
             vae=self.space.component,
             text=self.text,
