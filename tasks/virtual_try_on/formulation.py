@@ -86,6 +86,8 @@ class TokenGroupFormulation:
             ``full``. Of a diffusers transformer ``independent`` only, where groups have adapters.
         keep_known: Outside of the mask the network's clean picture is the person's, exactly. In pixel space, with x0
             prediction.
+        noise_scale: Standard deviation of the noise in the network's units, with x0 prediction. Below 1 a small network
+            that lets some of the noise through shows less of it.
     """
 
     height: int = 1024
@@ -94,6 +96,7 @@ class TokenGroupFormulation:
     garment_place: str = "beside"
     attention: str = "independent"
     keep_known: bool = False
+    noise_scale: float = 1.0
 
     kind: ClassVar[str] = "token_groups"
     condition_names: ClassVar[tuple[str, ...]] = ("person", "garment")
@@ -116,8 +119,8 @@ class TokenGroupFormulation:
     # -- what is diffused ----------------------------------------------------------------------------------
 
     def target(self, batch: Mapping[str, Tensor], space: Any) -> Tensor:
-        """Clean latents of the person (B, C, h, w)."""
-        return space.encode(batch["person"])
+        """Clean latents of the person (B, C, h, w), in units of the noise."""
+        return space.encode(batch["person"]) / self.noise_scale
 
     def conditions(self, batch: Mapping[str, Tensor], space: Any) -> dict[str, Tensor]:
         """What the network is shown, (B, C, h, w) each, and the mask (B, 1, h, w) of the latents.
@@ -156,7 +159,7 @@ class TokenGroupFormulation:
 
     def finish(self, latents: Tensor, space: Any) -> Tensor:
         """Latents to pixels (B, 3, H, W) in [-1, 1]."""
-        return space.decode(latents).clamp(-1, 1)
+        return space.decode(latents * self.noise_scale).clamp(-1, 1)
 
     # -- the network ---------------------------------------------------------------------------------------
 
@@ -216,7 +219,7 @@ class TokenGroupFormulation:
 
         Args:
             network: See :meth:`groups`.
-            x_t: Noisy latents.
+            x_t: Noisy latents, in units of the noise.
             timestep: As the network takes it.
             conditions: As :meth:`conditions` gives them; without ``garment`` nothing says what to wear.
             parameterization: What the answer means.
@@ -225,14 +228,16 @@ class TokenGroupFormulation:
             cache: Keys and values of person and garment in one sampling run.
         """
         given = {name: name for name in GROUPS} if adapters is None else adapters
-        groups, looks = self.groups(network, x_t, timestep, conditions, given)
+        if (self.keep_known or self.noise_scale != 1) and parameterization.prediction != "x0":
+            raise PolyditError(
+                "--model.keep_known, --model.noise_scale: need an objective with prediction x0"
+            )
+        groups, looks = self.groups(network, x_t * self.noise_scale, timestep, conditions, given)
         raw = forward_groups(network, groups, looks, cache=cache, **(text or {}))["target"]
         if self.keep_known:
-            if parameterization.prediction != "x0":
-                raise PolyditError("--model.keep_known: needs an objective with prediction x0")
             mask = conditions["mask"].to(raw.dtype)
             raw = raw * mask + conditions["person"].to(raw.dtype) * (1 - mask)
-        return raw
+        return raw / self.noise_scale
 
 
 def masked_person(batch: Mapping[str, Tensor]) -> Tensor:

@@ -210,6 +210,7 @@ class TokenGroupTryOn(VirtualTryOn):
         garment_place: Likewise.
         attention: Likewise.
         keep_known: Likewise.
+        noise_scale: Likewise.
         drop_garment: See :class:`VirtualTryOn`.
         prompt: Likewise.
         steps: Likewise.
@@ -231,12 +232,15 @@ class TokenGroupTryOn(VirtualTryOn):
         garment_place: str = "beside",
         attention: str = "independent",
         keep_known: bool = False,
+        noise_scale: float = 1.0,
         drop_garment: float = 0.0,
         prompt: str = "Model",
         steps: int = 30,
         **kwargs: Any,
     ) -> None:
-        formulation = TokenGroupFormulation(height, width, person_place, garment_place, attention, keep_known)
+        formulation = TokenGroupFormulation(
+            height, width, person_place, garment_place, attention, keep_known, noise_scale
+        )
         super().__init__(backbone, objective, formulation, autoencoder, drop_garment, prompt, steps, **kwargs)
         unknown = sorted(set(adapters) - set(GROUPS))
         if unknown:
