@@ -44,16 +44,21 @@ class IllustrationLayersPipeline(DiffusionPipeline):
         transformer: a ``LayerStackDiT`` with these four roles.
         scheduler: a diffusers scheduler.
         parameterization: what the network's output means, as :meth:`Parameterization.config` gives it.
+        size: longest side at which it sees a picture where the call does not say: that of the drawings it learned from.
     """
 
     model_cpu_offload_seq = "transformer"
 
     def __init__(
-        self, transformer: ModelMixin, scheduler: SchedulerMixin, parameterization: dict | None = None
+        self,
+        transformer: ModelMixin,
+        scheduler: SchedulerMixin,
+        parameterization: dict | None = None,
+        size: int = 160,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
-        self.register_to_config(parameterization=parameterization)
+        self.register_to_config(parameterization=parameterization, size=size)
         self.parameterization = (
             Parameterization.from_config(parameterization) if parameterization else Parameterization()
         )
@@ -70,7 +75,7 @@ class IllustrationLayersPipeline(DiffusionPipeline):
         image: Image.Image | np.ndarray | Tensor | str | Path,
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
-        size: int = 256,
+        size: int | None = None,
     ) -> IllustrationLayersOutput:
         """Take pictures apart.
 
@@ -79,12 +84,14 @@ class IllustrationLayersPipeline(DiffusionPipeline):
                 [-1, 1]. Transparency is put on white paper.
             num_inference_steps: 1 gives the most faithful layers.
             generator: source of the noise; a CPU generator means the same layers everywhere.
-            size: longest side that the network sees. A larger picture is seen smaller; its layers are as sharp as it
-                is where the network predicts them as affine in the picture (``local_affine``), else they are enlarged.
+            size: longest side that the network sees; None is as trained. A larger picture is seen smaller; its layers
+                are as sharp as it is where the network predicts them as affine in the picture (``local_affine``), else
+                they are enlarged.
 
         Raises:
             PolyditError: the picture cannot be read, or an option is out of range.
         """
+        size = self.config.size if size is None else size
         if size < 32 or num_inference_steps < 1:
             raise PolyditError(
                 f"--size {size}, --steps {num_inference_steps}: give 32 pixels or more and at least one step"

@@ -42,7 +42,7 @@ def predict_stack(
     picture = to_uint8(colour)
     if info.alpha is not None:
         picture = np.dstack([picture, to_uint8(info.alpha)])
-    resolution = 1024 if options.size >= 1024 else 640
+    resolution = 1024 if (options.size or 0) >= 1024 else 640
     stack = pipe.decompose(
         Image.fromarray(picture),
         layers=options.layers,

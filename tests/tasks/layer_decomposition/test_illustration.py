@@ -301,7 +301,7 @@ def test_without_local_maps_the_layers_are_enlarged():
 def test_predict_writes_layers_that_make_the_composite(tmp_path):
     Image.fromarray((255 * compose(tuple(cartoon(2, 40)))).astype(np.uint8)).save(tmp_path / "cat.png")
     pipe = module().build_pipeline()
-    options = Namespace(mask=None, steps=None, size=64, export="zip")
+    options = Namespace(mask=None, steps=None, size=None, export="zip")
     writer = OutputWriter(tmp_path / "out")
     record = predict_illustration(pipe, tmp_path / "cat.png", writer, options, torch.Generator())
     names = {f"cat_{role}.png" for role in ROLES} | {"cat_composite.png", "cat_layers.json", "cat.zip"}

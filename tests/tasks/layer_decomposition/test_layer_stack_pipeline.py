@@ -95,7 +95,7 @@ def test_predict_writes_the_stack(pipe, tmp_path, monkeypatch):
     picture().save(tmp_path / "cat.png")
     kept = pipe.decompose
     monkeypatch.setattr(pipe, "decompose", lambda image, **o: kept(image, **{**o, **text()}), raising=False)
-    options = Namespace(layers=2, prompt="", steps=1, size=256, export="ora", mask=None)
+    options = Namespace(layers=2, prompt="", steps=1, size=None, export="ora", mask=None)
     writer = OutputWriter(tmp_path / "out")
     record = predict_stack(pipe, tmp_path / "cat.png", writer, options, torch.Generator().manual_seed(0))
     assert sorted(record["files"]) == sorted(p.name for p in (tmp_path / "out").iterdir())
