@@ -73,7 +73,7 @@ class DiffusersAutoencoder(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | None = None,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
         **tiling: Any,
@@ -81,7 +81,8 @@ class DiffusersAutoencoder(nn.Module):
         """Load from a folder in diffusers format or a hub id; for video it is a :class:`VideoAutoencoder`.
 
         Args:
-            source: folder of the autoencoder or of a pipeline (its ``vae`` or ``vqvae``), or a hub id.
+            source: folder of the autoencoder or of a pipeline (its ``vae`` or ``vqvae``), or a hub id. Shipped configs
+                leave it open.
             subfolder: inside ``source``.
             torch_dtype: of the weights; default float32.
             tiling: of :meth:`set_tiling`.
@@ -89,6 +90,10 @@ class DiffusersAutoencoder(nn.Module):
         Raises:
             PolyditError: nothing there, not an autoencoder that is supported, or weights that do not fit.
         """
+        if source is None:
+            raise PolyditError(
+                "--model.autoencoder.source: the folder of the autoencoder, in diffusers format, is missing; name it"
+            )
         source = str(source)
         if subfolder is None:
             subfolder = _subfolder_of_pipeline(Path(source))

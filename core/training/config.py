@@ -116,7 +116,8 @@ class TaskCLI(LightningCLI):
             build = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
             self.config_init = build(self.config)
         except ValueError as error:  # what constructors raise about their arguments
-            raise PolyditError(f"config: {one_line(str(error), (), self.parser.prog)}") from error
+            line = one_line(str(error), (), self.parser.prog)
+            raise PolyditError(line if line.startswith("--") else f"config: {line}") from error
         from .module import DiffusionModule
 
         if type(self.config_init["model"]) is DiffusionModule:  # what the systems' modules have in common

@@ -119,7 +119,8 @@ class Preflight:
             make = getattr(parser, "instantiate", None) or parser.instantiate_classes
             return make(values)[section]
         except ValueError as error:
-            raise PolyditError(f"config: {one_line(str(error), (), parser.prog)}") from error
+            line = one_line(str(error), (), parser.prog)
+            raise PolyditError(line if line.startswith("--") else f"config: {line}") from error
 
     def build_trainer(self) -> Trainer:
         """Lightning's, as ``fit`` would have it, without callbacks and loggers of ours."""

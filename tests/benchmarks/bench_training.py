@@ -1,6 +1,6 @@
 """Training: a step's speed and memory per layer, pictures per second from disk, and the time a resume takes.
 
-    python tests/benchmarks/bench_training.py [--quick] [--parts step loader resume] [--layers 1 3] [--clock cpu]
+    python tests/benchmarks/bench_training.py [--quick] [--parts step loader resume] [--layers 2 4] [--clock cpu]
 
 ``step``: a transformer of PixArt-Sigma's shape (28 layers, 0.6 B parameters) is measured at two small depths; the cost
 of a layer is the difference, and the last columns are what 28 of them would take. ``loader``: the same pictures from
@@ -59,7 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="narrow layers, few pictures, few options")
     parser.add_argument("--parts", nargs="+", default=["step", "loader", "resume"])
-    parser.add_argument("--layers", type=int, nargs=2, default=(1, 3), help="the two depths")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs=2,
+        default=(2, 4),
+        help="the two depths; of LoRA, one block alone has another worst moment than two",
+    )
     parser.add_argument("--batch", type=int, default=16 if torch.cuda.is_available() else 4)
     parser.add_argument(
         "--clock",

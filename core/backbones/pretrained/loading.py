@@ -41,14 +41,17 @@ class _Config(ConfigMixin):
 
 
 def load_transformer(
-    source: str, subfolder: str | None = "transformer", dtype: str | torch.dtype | None = None
+    source: str | None = None,
+    subfolder: str | None = "transformer",
+    dtype: str | torch.dtype | None = None,
 ) -> PretrainedTransformer:
     """Load a diffusers transformer behind the adapter of its family, in eval mode.
 
     While the default device is ``meta`` only the configuration is read, and the model has shapes without values.
 
     Args:
-        source: Folder of a pipeline or of the transformer itself, in diffusers format, or a hub id.
+        source: Folder of a pipeline or of the transformer itself, in diffusers format, or a hub id. Shipped configs
+            leave it open.
         subfolder: Where a pipeline keeps it.
         dtype: Of the weights, such as ``bfloat16``; default float32.
 
@@ -56,6 +59,10 @@ def load_transformer(
         PolyditError: nothing there, a family that is not known, or weights that do not fit.
     """
     torch_dtype = _dtype(dtype)
+    if source is None:
+        raise PolyditError(
+            "--model.backbone.source: the folder of a pretrained transformer in diffusers format is missing; name it"
+        )
     source, where = _locate(source, subfolder)
     place = "/".join([source, *where.values()])
     try:
