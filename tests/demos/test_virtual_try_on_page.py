@@ -197,3 +197,41 @@ def test_choose_dress_compare_download(page: Any, url: str, tmp_path: Path):
     mask = np.asarray(Image.open(samples / "masks/person_2.png")) > 127
     np.testing.assert_array_equal(dressed[~mask], person[~mask])
     assert (dressed != person).any(-1)[mask].mean() > 0.9
+
+
+@pytest.mark.browser
+@needs_browser
+def test_what_is_painted_is_dressed(page: Any, url: str, files: dict[str, Path], tmp_path: Path):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=60_000)
+    page.goto(url)
+    canvas = page.locator("#person canvas").first
+    expect(canvas).to_be_visible()
+    expect(page.locator("#person").get_by_label("Brush", exact=True)).to_be_visible()  # it is set up
+    page.locator("#person input[type=file]").first.set_input_files(files["person"])
+    page.locator("#garment input[type=file]").first.set_input_files(files["shirt"])
+    expect(page.locator("#garment img")).to_have_count(1)
+    page.locator("#dress").dispatch_event("click")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("nothing is painted yet")
+    page.get_by_test_id("toast-close").click()
+
+    # With a picture in it the editor has the brush at hand.
+    box = canvas.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 12, middle[1] + 12, steps=4)
+    page.mouse.up()
+    page.locator("#dress").dispatch_event("click")
+    expect(page.locator("#note")).to_contain_text("60 × 90")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "dressed.png")
+    changed = (
+        np.asarray(Image.open(tmp_path / "dressed.png")) != np.asarray(Image.open(files["person"]))
+    ).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert 10 < changed.sum() < 0.6 * changed.size
+    assert abs(rows.mean() - 45) < 15
+    assert abs(columns.mean() - 30) < 12
