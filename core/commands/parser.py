@@ -143,7 +143,7 @@ def add_options(parser: argparse._ActionsContainer, options: Iterable[Option]) -
             default=option.default,
             metavar=metavar,
             help=option.help,
-            **({"nargs": "+"} if option.many else {}),
+            nargs="+" if option.many else None,
         )
 
 
