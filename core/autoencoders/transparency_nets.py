@@ -41,8 +41,8 @@ class OffsetEncoder(ModelMixin, ConfigMixin):
         for inner, outer, stride in plan:
             layers += [nn.Conv2d(inner, outer, 3, stride, 1), nn.SiLU()]
         self.blocks = nn.Sequential(*layers[:-1])
-        nn.init.zeros_(self.blocks[-1].weight)  # a fresh encoder moves nothing
-        nn.init.zeros_(self.blocks[-1].bias)
+        for parameter in self.blocks[-1].parameters():  # a fresh encoder moves nothing
+            nn.init.zeros_(parameter)
 
     def forward(self, feed: Tensor) -> Tensor:
         """(B, 4, H, W) in [0, 1], alpha and padded colours in the weights' order, to (B, C, H / 8, W / 8)."""
@@ -124,8 +124,8 @@ class TransparencyDecoder(ModelMixin, ConfigMixin):
         )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], 4, 3, padding=1)
-        nn.init.zeros_(self.latent_conv_in.weight)  # a fresh decoder sees the picture alone
-        nn.init.zeros_(self.latent_conv_in.bias)
+        for parameter in self.latent_conv_in.parameters():  # a fresh decoder sees the picture alone
+            nn.init.zeros_(parameter)
 
     @property
     def multiple(self) -> int:
@@ -151,7 +151,7 @@ class TransparencyDecoder(ModelMixin, ConfigMixin):
             skips += passed
         x = self.mid_block(x, None)
         for block in self.up_blocks:
-            count = len(block.resnets)
+            count = self.config.layers_per_block + 1
             x = block(x, skips[-count:], None)
             skips = skips[:-count]
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -115,7 +115,7 @@ class PretrainedLayerStack(nn.Module):
     @property
     def prediction_channels(self) -> int:
         """Channels of a layer's latents."""
-        return self.network.latent_channels
+        return int(self.network.latent_channels)  # type: ignore[arg-type]
 
     @property
     def autoencoder_folder(self) -> Path | None:

@@ -41,7 +41,7 @@ _STROKE = 0.4  # luma of strokes that are lines where they are thin
 _THICKEST = 0.022  # of a line, in sides of the picture
 _LEAST_LINES, _MOST_LINES, _LEAST_COLOURS = 0.012, 0.3, 0.12  # mean alphas
 
-Layer = NDArray[np.float32]
+Layer = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
