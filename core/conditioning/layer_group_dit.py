@@ -51,8 +51,8 @@ def layer_looks(attention: str, layers: Sequence[str], conditions: Sequence[str]
 class LayerGroupDiT(DiT):
     """DiT over [conditions; noisy layers]: all layers stand on the same places and are told apart by their type.
 
-    The layers share the patch embedding and the head, so exchanging the type embeddings of two layers exchanges what
-    they are; each condition has a patch embedding of its own.
+    The layers share the patch embedding and, without ``own_heads``, the head, so exchanging the type embeddings of two
+    layers exchanges what they are; each condition has a patch embedding of its own.
 
     Args:
         layers: names of the layers, in the order of their channels.
@@ -60,6 +60,10 @@ class LayerGroupDiT(DiT):
         attention: see :func:`layer_looks`.
         layer_axis: give layer k the coordinate k on the model's group axis and conditions -1, for a model whose
             ``rope_axes_dim`` has one (Qwen-Image-Layered, arXiv 2512.15603).
+        aligned: the conditions' tokens are also added to the layers' tokens of the same place. A large model learns to
+            look at its own place in another group; a small one trained from scratch does not get there.
+        own_heads: each layer has a head of its own. With a shared one, what tells layers apart must come through every
+            block, which a small model that is trained from scratch learns late.
         condition_timestep: what the conditions' timestep is, on the model's scale.
         **kwargs: of :class:`DiT`; ``in_channels`` are those of one layer.
     """
@@ -72,10 +76,18 @@ class LayerGroupDiT(DiT):
         conditions: dict[str, int] | None = None,
         attention: str = "full",
         layer_axis: bool = False,
+        aligned: bool = False,
+        own_heads: bool = False,
         condition_timestep: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        if own_heads:  # one linear map with the channels of all; each layer reads its own
+            channels = kwargs.get("out_channels") or kwargs.get("in_channels", 4)
+            kwargs["out_channels"] = channels * len(layers)
         super().__init__(**kwargs)
+        if own_heads:  # what the layers' predictions have, and what a configuration says
+            self.prediction_channels //= len(layers)
+            self.register_to_config(out_channels=self.prediction_channels)
         conditions = conditions or {}
         if set(layers) & set(conditions) or len(set(layers)) != len(layers) or not layers:
             raise ValueError(
@@ -105,10 +117,11 @@ class LayerGroupDiT(DiT):
             )
         grid = self.grid_of(hidden_states)
         axis = self.config.layer_axis
+        tokens = {name: self.condition_embed[name](conditions[name]) for name in names}
         groups = [
             TokenGroup(
                 name,
-                tokens=self.condition_embed[name](conditions[name]),
+                tokens=tokens[name],
                 grid=grid,
                 timestep=self.config.condition_timestep,
                 position=Position(group=-1.0 if axis else 0.0),
@@ -117,9 +130,10 @@ class LayerGroupDiT(DiT):
             )
             for name in names
         ]
-        pictures = hidden_states.chunk(len(self.config.layers), dim=1)
-        return groups + [
-            TokenGroup(
+        for k, (name, picture) in enumerate(
+            zip(self.config.layers, hidden_states.chunk(len(self.config.layers), dim=1), strict=True)
+        ):
+            group = TokenGroup(
                 name,
                 picture,
                 timestep=timestep,
@@ -127,8 +141,11 @@ class LayerGroupDiT(DiT):
                 type_embedding=self.type_embed[name],
                 adapter=name,
             )
-            for k, (name, picture) in enumerate(zip(self.config.layers, pictures, strict=True))
-        ]
+            if self.config.aligned:
+                group.picture, group.grid = None, grid
+                group.tokens = self.patch_embed(picture) + torch.stack(list(tokens.values())).sum(0)
+            groups.append(group)
+        return groups
 
     def forward(
         self,
@@ -169,5 +186,8 @@ class LayerGroupDiT(DiT):
             pooled_projections,
             cache=cache,
         )
-        sample = torch.cat(list(samples.values()), dim=1)
+        parts = list(samples.values())
+        if self.config.own_heads:
+            parts = [part.chunk(len(parts), dim=1)[k] for k, part in enumerate(parts)]
+        sample = torch.cat(parts, dim=1)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -157,19 +157,22 @@ class Formulation:
         alpha = (parts[2].mean(1, keepdim=True) if self.alpha_layer else parts[1][:, 3:]).clamp(0, 1)
         return Layers(background, alpha * colour, alpha)
 
-    def weight(self, known: Known, has_foreground: Tensor, channels: int) -> Tensor:
+    def weight(
+        self, known: Known, has_foreground: Tensor, channels: int, background_weight: float = 1.0
+    ) -> Tensor:
         """Weight of the error of each element: none for the foreground of samples that have no true one.
 
         Args:
             known: what is given.
             has_foreground: (B,) bool.
             channels: of one layer.
+            background_weight: of the background; that of the foreground is 1.
 
         Returns:
             (B, layers * channels, 1, 1).
         """
         there = has_foreground.to(known.image)[:, None, None, None]
-        parts = [torch.ones_like(there)] + [there] * (len(self.layers) - 1)
+        parts = [torch.full_like(there, background_weight)] + [there] * (len(self.layers) - 1)
         return torch.cat([part.expand(-1, channels, -1, -1) for part in parts], dim=1)
 
     # -- the network ---------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class LayerDecomp(DiffusionModule):
         consistency_gate: weight it by (1 - t)^2; off for a network that answers in one step.
         alpha_weight: weight of one minus the soft intersection over union of the alpha.
         region_weight: weight of minus the PSNR, in dB, of the background where the foreground hides it.
+        background_weight: weight of the background in the objective; that of the foreground is 1. Most of what hides
+            behind an object cannot be known, and its error is noise in the gradient.
         prompt: what a pretrained backbone reads with every picture.
         **kwargs: of :class:`DiffusionModule`.
 
@@ -68,6 +70,7 @@ class LayerDecomp(DiffusionModule):
         consistency_gate: bool = True,
         alpha_weight: float = 0.0,
         region_weight: float = 0.0,
+        background_weight: float = 1.0,
         prompt: str = "",
         **kwargs: Any,
     ) -> None:
@@ -98,6 +101,7 @@ class LayerDecomp(DiffusionModule):
                 )
         self.consistency_weight, self.consistency_gate = consistency_weight, consistency_gate
         self.alpha_weight, self.region_weight = alpha_weight, region_weight
+        self.background_weight = background_weight
         self._last: tuple[Any, Known] | None = None
 
     @property
@@ -124,7 +128,9 @@ class LayerDecomp(DiffusionModule):
         """Zero for a foreground that is not known."""
         layers = len(self.formulation.layers)
         channels = 4 if self.formulation.residual_scale is not None else self.space.channels
-        weight = self.formulation.weight(self.known(batch), batch["has_foreground"], channels)
+        weight = self.formulation.weight(
+            self.known(batch), batch["has_foreground"], channels, self.background_weight
+        )
         assert weight.shape[1] == layers * channels
         return weight
 

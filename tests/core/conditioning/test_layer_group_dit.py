@@ -135,3 +135,36 @@ def test_what_does_not_fit_is_refused():
     x, t, given = inputs()
     with pytest.raises(ValueError, match="conditions image; this model has image, mask"):
         model(x, t, conditions={"image": given["image"]})
+
+
+@torch.no_grad()
+def test_own_heads_give_layers_of_their_own(tmp_path: Path):
+    model = build(own_heads=True, aligned=True)
+    x, t, given = inputs()
+    for vector in model.type_embed.values():
+        vector.zero_()
+    alike = torch.cat([x[:, :4]] * 2, dim=1)
+    background, foreground = model(alike, t, conditions=given).sample.chunk(2, dim=1)
+    assert background.shape == foreground.shape == (2, 4, 8, 8)
+    assert (background - foreground).abs().max() > 1e-3  # the head alone tells them apart
+    assert model.config.out_channels == 4
+    model.save_pretrained(tmp_path)
+    again = LayerGroupDiT.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(x, t, conditions=given).sample, model(x, t, conditions=given).sample)
+
+
+@torch.no_grad()
+def test_aligned_conditions_reach_their_place_without_attention():
+    x, t, given = inputs()
+    changed = {**given, "image": given["image"].clone()}
+    changed["image"][:, :, :2, :2] += 1  # one token
+    moved = []
+    for aligned in (True, False):
+        model = build(aligned=aligned)
+        for block in model.blocks:  # no attention, no convolution
+            block.attn.proj.weight.zero_()
+        difference = (model(x, t, conditions=changed).sample - model(x, t, conditions=given).sample).abs()
+        moved.append(difference.amax((0, 1)) > 1e-6)
+    assert moved[0][:2, :2].all()
+    assert moved[0].sum() == 4
+    assert not moved[1].any()
