@@ -44,7 +44,7 @@ NAMES = (
     ("FFN.w3", "up"),
     ("Norm1", "norm1"),
     ("Norm2", "norm2"),
-    ("Att.out_proj", "to_out"),
+    ("Att.out_proj", "attn.to_out"),
 )
 SOBEL = ("IntegrityPriorLoss.sobel_x.weight", "IntegrityPriorLoss.sobel_y.weight")
 # Constants that released files also hold.
@@ -115,9 +115,11 @@ def pdfnet_to_official(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a :class:`PDFNet`, or of a fusion block, under their official names."""
     state = dict(model.state_dict())
     filters = dict(zip(SOBEL, state.pop("sobel").split(1), strict=True)) if "sobel" in state else {}
-    for name in [name for name in state if name.endswith("to_q.weight")]:
-        stem = name.removesuffix("to_q.weight")
-        state[f"{stem}Att.in_proj_weight"] = torch.cat([state.pop(name), state.pop(f"{stem}to_kv.weight")])
+    for name in [name for name in state if name.endswith("attn.to_q.weight")]:
+        stem = name.removesuffix("attn.to_q.weight")
+        state[f"{stem}Att.in_proj_weight"] = torch.cat(
+            [state.pop(name), state.pop(f"{stem}attn.to_kv.weight")]
+        )
     return {_renamed(name, back=True): tensor for name, tensor in state.items()} | filters
 
 
@@ -147,8 +149,8 @@ def _ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ours = _renamed(name)
         if ours.endswith("Att.in_proj_weight"):
             width = tensor.shape[0] // 3
-            renamed[ours.replace("Att.in_proj_weight", "to_q.weight")] = tensor[:width]
-            renamed[ours.replace("Att.in_proj_weight", "to_kv.weight")] = tensor[width:]
+            renamed[ours.replace("Att.in_proj_weight", "attn.to_q.weight")] = tensor[:width]
+            renamed[ours.replace("Att.in_proj_weight", "attn.to_kv.weight")] = tensor[width:]
         else:
             renamed[ours] = tensor
     return renamed

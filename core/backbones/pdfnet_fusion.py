@@ -85,17 +85,15 @@ def boundary_and_integrity(logits: Tensor, released_quirks: bool = False) -> tup
     return boundary, F.relu(probability - boundary)
 
 
-class CrossAttentionUnit(nn.Module):
-    """Tokens look at other tokens with one head, then a gated MLP; norms are on the branches."""
+class CrossAttention(nn.Module):
+    """One head, without biases."""
 
-    def __init__(self, dim: int, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
-        self.norm1, self.norm2 = ChannelNorm(dim, -1), ChannelNorm(dim, -1)
-        self.gate, self.up, self.down = (nn.Linear(dim, dim, bias=False) for _ in range(3))
 
     def forward(self, tokens: Tensor, others: Tensor) -> Tensor:
         """(B, N, D) and (B, M, D) to (B, N, D)."""
@@ -103,8 +101,23 @@ class CrossAttentionUnit(nn.Module):
         rate = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(
             self.to_q(tokens)[:, None], key[:, None], value[:, None], dropout_p=rate
-        )[:, 0]
-        x = tokens + F.dropout(self.norm1(self.to_out(seen)), self.dropout, self.training)
+        )
+        return self.to_out(seen[:, 0])
+
+
+class CrossAttentionUnit(nn.Module):
+    """Tokens look at other tokens, then a gated MLP; norms are on the branches."""
+
+    def __init__(self, dim: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.attn = CrossAttention(dim, dropout)
+        self.norm1, self.norm2 = ChannelNorm(dim, -1), ChannelNorm(dim, -1)
+        self.gate, self.up, self.down = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+
+    def forward(self, tokens: Tensor, others: Tensor) -> Tensor:
+        """(B, N, D) and (B, M, D) to (B, N, D)."""
+        x = tokens + F.dropout(self.norm1(self.attn(tokens, others)), self.dropout, self.training)
         mixed = self.down(F.silu(self.gate(x)) * self.up(x))
         return x + F.dropout(self.norm2(mixed), self.dropout, self.training)
 

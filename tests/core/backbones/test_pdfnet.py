@@ -253,3 +253,13 @@ def test_kinds_are_checked():
         PDFNet(widths=(8, 8, 8, 8))
     with pytest.raises(PolyditError, match="refine_depth: true"):
         small()(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), refine_depth=True)
+
+
+def test_an_adapter_goes_to_the_attention_by_itself():
+    from polydit.core.adapters import LoraOptions, inject
+
+    model = small().requires_grad_(False)
+    inject(model, LoraOptions(rank=2))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 4 * 4 * 3 * 2  # fusions, units, projections, factors
+    assert all(".attn." in name for name in trained)
