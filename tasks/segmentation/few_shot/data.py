@@ -133,6 +133,8 @@ class FewShotData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Episodes in an order that depends on the seed only: they are drawn at random by their numbers."""
+        if isinstance(self.train_set, EpisodeGroups) and self.trainer is not None:
+            self.train_set.batch = self.batch_size * self.trainer.world_size  # of one size on all processes
         return resumable_loader(
             self.train_set,
             self.trainer,
