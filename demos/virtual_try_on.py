@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from polydit.core.data.images import image_size, read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
+from polydit.core.open_pipeline import choose_weights
 from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
 from polydit.tasks.virtual_try_on import TASK
@@ -114,6 +116,15 @@ def _describe(session: PredictSession, person: Path, options: dict[str, Any], re
     )
 
 
+def steps_of(weights: str | Path | None) -> int:
+    """Denoising steps that weights are made for, as their folder says."""
+    try:
+        folder = Path(choose_weights(TASK, weights))
+        return int(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["steps"])
+    except (PolyditError, OSError, ValueError, KeyError, TypeError):
+        return 8  # a hub id, or weights that are still to be had; the button will tell
+
+
 def build(weights: str | Path | None = None) -> gr.Blocks:
     """Build the page; the pipeline is loaded when the button is first pressed, and stays.
 
@@ -124,6 +135,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
 
     session = PredictSession(TASK, weights)
     defaults = session.options("input", "output", {})
+    made_for = steps_of(weights)
     people = sorted((SAMPLES / "people").glob("*.png"))
     garments = sorted((SAMPLES / "garments").glob("*.png"))
 
@@ -131,7 +143,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         person: dict[str, Any] | None = None,
         mask: str | None = None,
         garment: str | None = None,
-        steps: int = 8,
+        steps: int = made_for,
         seed: int | None = defaults.seed,
         hull: bool = False,
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
@@ -225,7 +237,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     interactive=False,
                     elem_id="garments",
                 )
-                steps = gr.Slider(1, 32, value=8, step=1, label="Steps", info="More take longer.")
+                steps = gr.Slider(
+                    1, max(32, made_for), value=made_for, step=1, label="Steps", info="More take longer."
+                )
                 with gr.Row():
                     seed = gr.Number(
                         defaults.seed,

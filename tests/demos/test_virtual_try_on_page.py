@@ -47,6 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         FlowMatchEulerDiscreteScheduler(),
         formulation=TokenGroupFormulation(height=24, width=16).config(),
         parameterization=Parameterization(prediction="x0").config(),
+        steps=3,
     ).save_pretrained(folder)
     return folder
 
@@ -102,6 +103,8 @@ def test_the_names_of_the_interface_are_pinned(client: Any):
     assert list(endpoints) == ["/dress"]
     names = [parameter["parameter_name"] for parameter in endpoints["/dress"]["parameters"]]
     assert names == ["person", "mask", "garment", "steps", "seed", "hull"]
+    default = {p["parameter_name"]: p.get("parameter_default") for p in endpoints["/dress"]["parameters"]}
+    assert default["steps"] == 3  # of the weights
 
 
 @pytest.mark.parametrize("hull", [False, True])
