@@ -39,9 +39,14 @@ ATTENTION = ("independent", "separate", "full")
 class Formulation(Protocol):
     """What is diffused, what the network is shown, how it is called: :class:`TokenGroupFormulation` explains each."""
 
-    height: int
-    width: int
-    keep_known: bool
+    @property
+    def height(self) -> int: ...  # noqa: D102
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    @property
+    def keep_known(self) -> bool: ...  # noqa: D102
 
     def config(self) -> dict[str, Any]: ...  # noqa: D102
 

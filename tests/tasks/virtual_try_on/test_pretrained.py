@@ -117,7 +117,7 @@ def fit_words(folders, config, family):
 def test_the_published_configs(folders, viton, monkeypatch, config, family):
     monkeypatch.chdir(viton.parent)
     words = fit_words(folders, config, family)
-    if family == "flux":
+    if config != "catvton.yaml":
         words.append("--model.init_args.backbone.init_args.dtype=float32")
     assert main(words) == 0
     run = Path("runs/virtual_try_on/run")
@@ -135,9 +135,9 @@ def test_the_published_configs(folders, viton, monkeypatch, config, family):
         assert all(".attn" in key or key.startswith("pos_embed.proj") for key in changed)
     else:
         assert base.keys() == mine.keys()
-        assert all(torch.equal(mine[key].float(), value) for key, value in base.items())
+        assert all(torch.equal(mine[key], value) for key, value in base.items())
         assert kept  # of 11.9 billion weights, a checkpoint holds the LoRAs
-        assert all(".lora_" in key for key in kept)
+        assert all(".lora_" in key or key.endswith("pos_embed.pos_embed") for key in kept)
         loras = {f.stem: load_file(f) for f in (run / "pipeline/adapters").iterdir()}
         assert loras.keys() == {"person", "garment"}
         for lora in loras.values():
