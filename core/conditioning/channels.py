@@ -71,7 +71,7 @@ def duplicate_input(model: nn.Module, copies: int = 2, layer: str | None = None)
     """
     inner = model.transformer if isinstance(model, PretrainedTransformer) else model
     name = layer or find_input_layer(inner)
-    old: torch.Tensor = inner.get_submodule(name).weight
+    old: Any = inner.get_submodule(name).weight
     channels = model.in_channels if isinstance(model, PretrainedTransformer) else old.shape[1]
     widen_input(model, (copies - 1) * channels, layer)
     with torch.no_grad():
