@@ -164,6 +164,14 @@ def _to_bytes(image: torch.Tensor) -> np.ndarray:
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
+def _editor_files(payload: Any) -> dict[str, Any] | None:
+    """The paths of what is in the editor."""
+    if payload is None:
+        return None
+    background = payload.background.path if payload.background is not None else None
+    return {"background": background, "layers": [layer.path for layer in payload.layers or ()]}
+
+
 def build(weights: str | Path | None = None) -> gr.Blocks:
     """Build the page; the pipeline is loaded when the button is first pressed, and stays.
 
@@ -200,9 +208,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             raise gr.Error(line, duration=None, print_exception=False) from error
         return str(shown.stack), shown.stage, shown.note
 
-    def on_export(stack: str | None = None, edits: str = "", kind: str = "psd") -> Path:
+    def on_export(stack: str | None = None, edits: str = "", kind: str = "psd") -> str:
         try:
-            return export(session, Path(stack) if stack else None, edits, kind)
+            return str(export(session, Path(stack) if stack else None, edits, kind))
         except Exception as error:
             line = explain_upload(error)
             if line is None:
@@ -233,6 +241,8 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     height=460,
                     elem_id="picture",
                 )
+                # The files as they were uploaded. Gradio would open them first and tell of bad ones in its own words.
+                editor.preprocess = _editor_files
                 examples = gr.Gallery(
                     [str(file) for file in scenes[::2]],
                     label="Examples",
