@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +23,7 @@ from ...core.data.corpus.illustrations import LAYERS
 from ...core.diffusion import Parameterization
 from ...core.diffusion.paths import expand_like
 
-__all__ = ["BLEND_MODES", "ROLES", "LayerCode", "leaky_clamp", "recompose_code"]
+__all__ = ["BLEND_MODES", "ROLES", "LayerCode", "hints", "leaky_clamp", "recompose_code", "shown"]
 
 ROLES = tuple(name for name, _ in LAYERS)
 BLEND_MODES = tuple(mode for _, mode in LAYERS)
@@ -85,6 +86,40 @@ def noise_gain(x_t: Tensor, t: Tensor, parameterization: Parameterization) -> Te
     return x_t * (alpha / (alpha**2 + sigma**2)).to(x_t)
 
 
+HINTS = 2
+"""Channels that :func:`hints` adds to a picture."""
+
+
+def hints(picture: Tensor, width: int = 7) -> Tensor:
+    """What a few tokens find hard to see, as channels (B, 2, H, W) in [-1, 1] behind those of the picture.
+
+    Which white reaches the border, by way of white: on paper it is not the figure. And how much darker a pixel is than
+    what a closing puts there: thin dark lines.
+
+    Args:
+        picture: (B, 3, H, W) in [-1, 1].
+        width: of the lines that the closing fills, in pixels; odd.
+    """
+    from scipy import ndimage
+
+    outside = torch.empty_like(picture[:, :1])
+    for one, white in zip(outside, (picture.amin(1) > 0.9).cpu().numpy(), strict=True):
+        regions, _ = ndimage.label(white)
+        edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+        one[0] = torch.from_numpy(np.isin(regions, np.unique(edge[edge > 0]))).to(one)
+    luma = (picture * picture.new_tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grown = F.max_pool2d(luma, width, 1, width // 2)
+    closed = -F.max_pool2d(-grown, width, 1, width // 2)
+    return torch.cat([2 * outside - 1, (closed - luma) - 1], dim=1)
+
+
+def shown(picture: Tensor, channels: int, width: int = 7) -> Tensor:
+    """The picture as a network with so many channels for it takes it: by itself, with hints, or as an opaque layer."""
+    if channels == 3 + HINTS:
+        return torch.cat([picture, hints(picture, width)], dim=1)
+    return picture if channels else torch.cat([picture, torch.ones_like(picture[:, :1])], dim=1)
+
+
 def predict(
     network: Any,
     x_t: Tensor,
@@ -93,7 +128,7 @@ def predict(
     parameterization: Parameterization,
     extra: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """The network's answer for noisy layers (B, 4, L, H, W) of a picture (B, 3, H, W) in [-1, 1]."""
+    """The network's answer for noisy layers (B, 4, L, H, W) of a picture that :func:`shown` made ready."""
     t = parameterization.time.project_time(timestep)
     answer = network(noise_gain(x_t, t, parameterization), timestep, picture, **(extra or {})).sample
     return leaky_clamp(answer) if parameterization.prediction == "x0" else answer

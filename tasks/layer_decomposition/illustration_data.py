@@ -11,11 +11,12 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ...core.data.corpus.illustrations import compose
 from ...core.data.corpus.manifest import load_manifest, split_of
 from ...core.errors import PolyditError
 from ...core.media.layer_files import read_layers
 from ...core.training.resume import resumable_loader
-from .cartoons import cel_shading, draw_cartoon, stack
+from .cartoons import cel_shading, draw_cartoon, stack, under_lines
 from .illustration import ROLES
 
 __all__ = ["IllustrationData", "Illustrations", "held_out_drawing", "illustration_files"]
@@ -80,6 +81,25 @@ def shaded(layers: np.ndarray, rng: np.random.Generator, keep: float = 1.0) -> n
     return stack(layers[0], *visible(layers[0], shadow, highlight), layers[3])
 
 
+def settled(layers: np.ndarray) -> np.ndarray:
+    """Layers with one answer where a picture leaves several: white that reaches the border is paper, no other is.
+
+    Nobody could tell white colour from white paper. What lines or colours enclose is taken for the figure's.
+    """
+    from scipy import ndimage
+
+    white = compose(tuple(layers)).min(-1) > 0.97
+    regions, _ = ndimage.label(white)
+    edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+    paper = np.isin(regions, np.unique(edge[edge > 0]))
+    result = layers.copy()
+    result[:3, paper, 3] = 0
+    enclosed = white & ~paper
+    result[0, enclosed & (result[0, ..., 3] < 0.5), :] = 1
+    result[0] = under_lines(result[0], result[3, ..., 3])
+    return result
+
+
 def visible(flat: np.ndarray, shadow: np.ndarray, highlight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Without shadow on black and without highlight on white: nobody could see them."""
     below = flat[..., :3] * flat[..., 3:] + 1 - flat[..., 3:]
@@ -88,7 +108,7 @@ def visible(flat: np.ndarray, shadow: np.ndarray, highlight: np.ndarray) -> tupl
 
 def held_out_drawing(path: Path, number: int, side: int) -> np.ndarray:
     """A held-out drawing at a side, (4, side, side, 4); one without shading of its own gets the same cel shading."""
-    return shaded(resized(read_drawing(path), side), np.random.default_rng((77, number)))
+    return settled(shaded(resized(read_drawing(path), side), np.random.default_rng((77, number))))
 
 
 def resized(layers: np.ndarray, side: int) -> np.ndarray:
@@ -140,6 +160,9 @@ class Illustrations(Dataset[dict[str, Any]]):
             layers = stack(layers[0], *visible(layers[0], layers[1, ..., 3], layers[2, ..., 3]), layers[3])
         else:
             layers = self._crop(rng)
+        layers = settled(
+            np.ascontiguousarray(layers)
+        )  # by the crop's own border: it is all that the network sees
         return {"layers": torch.from_numpy(np.ascontiguousarray(layers)).permute(3, 0, 1, 2)}
 
     def _drawing(self, number: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
-from .illustration import ROLES, LayerCode, predict, recompose_code
+from .illustration import ROLES, LayerCode, predict, recompose_code, shown
 from .illustration_losses import layer_losses
 
 __all__ = ["IllustrationLayers"]
@@ -24,8 +24,8 @@ class IllustrationLayers(DiffusionModule):
     """Take an illustration apart into flat colour, shadow, highlight and line art.
 
     Args:
-        backbone: a ``LayerStackDiT`` with the four roles, in pixel space: four channels of a layer, and the three of
-            the picture if it has them as channels.
+        backbone: a ``LayerStackDiT`` with the four roles, in pixel space: four channels of a layer, and behind
+            them none (the picture is a group), the picture's three, or those and two of :func:`.illustration.hints`.
         objective: as in :class:`DiffusionModule`.
         layer_weight: weight of each layer's own loss; 0 leaves them out.
         recomposition_weight: weight of the difference between the pictures that true and predicted layers make.
@@ -67,9 +67,7 @@ class IllustrationLayers(DiffusionModule):
 
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """See :func:`.illustration.predict`."""
-        picture = condition["picture"]
-        if not self.backbone.condition_channels:  # the picture is a group: an opaque layer
-            picture = torch.cat([picture, torch.ones_like(picture[:, :1])], dim=1)
+        picture = shown(condition["picture"], self.backbone.condition_channels)
         return predict(self.backbone, x_t, timestep, picture, self.objective)
 
     def extra_losses(self, batch: Mapping[str, Tensor], output: ObjectiveOutput) -> dict[str, Tensor]:

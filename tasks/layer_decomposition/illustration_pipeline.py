@@ -18,7 +18,7 @@ from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.errors import PolyditError
 from ...core.media.layer_files import LayerStack, PictureLayer
-from .illustration import BLEND_MODES, ROLES, LayerCode, predict
+from .illustration import BLEND_MODES, ROLES, LayerCode, predict, shown
 
 __all__ = ["IllustrationLayersOutput", "IllustrationLayersPipeline", "as_stack"]
 
@@ -119,18 +119,16 @@ class IllustrationLayersPipeline(DiffusionPipeline):
         )
         dtype = self.transformer.dtype
         channels = self.transformer.condition_channels
-
-        def shown(part: Tensor) -> Tensor:
-            return part if channels else torch.cat([part, torch.ones_like(part[:, :1])], dim=1)
+        known = shown(seen, channels).to(dtype)
 
         def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return predict(
-                self.transformer, x_t.to(dtype), timestep, shown(seen).to(dtype), self.parameterization
-            ).float()
+            return predict(self.transformer, x_t.to(dtype), timestep, known, self.parameterization).float()
 
         if fine:
             # The last step's maps, enlarged, on the full picture.
-            code = self._finely(denoise, noise, seen, detail, num_inference_steps)
+            ridge = int(7 / scale) // 2 * 2 + 1
+            fine_picture = shown(detail, channels, ridge).to(dtype)
+            code = self._finely(denoise, noise, known, fine_picture, num_inference_steps)
             code = code[..., :height, :width]
         else:
             code = with_scheduler(denoise, noise, self.parameterization, self.scheduler, num_inference_steps)[
@@ -144,7 +142,7 @@ class IllustrationLayersPipeline(DiffusionPipeline):
             layers=layers.transpose(1, 2).contiguous(), roles=ROLES, blend_modes=BLEND_MODES
         )
 
-    def _finely(self, denoise: Any, noise: Tensor, seen: Tensor, detail: Tensor, steps: int) -> Tensor:
+    def _finely(self, denoise: Any, noise: Tensor, known: Tensor, detail: Tensor, steps: int) -> Tensor:
         """Sample at the size that the network sees; what the last step answers is made at the picture's size."""
         last: dict[str, Tensor] = {}
 
@@ -162,9 +160,9 @@ class IllustrationLayersPipeline(DiffusionPipeline):
             self.transformer,
             last["x_t"].to(dtype),
             last["timestep"],
-            seen.to(dtype),
+            known,
             self.parameterization,
-            {"detail": detail.to(dtype)},
+            {"detail": detail},
         ).float()
 
 
