@@ -192,30 +192,22 @@ def composite(
 
 
 def solve_layers(image: Tensor, background: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Layers that make a picture exactly, close to an estimated background and alpha.
+    """Layers that make a picture exactly, from an estimated background and alpha.
 
-    The foreground's colour follows from the composite, ``(I - (1 - a) B) / a``. Where it lies outside of [0, 1] it is
-    clipped and the background follows from it; where that would have to leave [0, 1] as well, alpha is raised to the
-    least value with which a solution exists.
+    The foreground's colour follows from the composite, ``(I - (1 - a) B) / a``. Where it would lie outside of [0, 1],
+    alpha is raised to the least value with which a solution exists.
 
     Args:
         image: (..., 3, H, W).
-        background: (..., 3, H, W), the picture itself wherever alpha is 0.
+        background: (..., 3, H, W).
         alpha: (..., 1, H, W).
 
     Returns:
         The background, (..., 3, H, W), equal to the picture where alpha is 0, and the foreground (..., 4, H, W):
         ``recompose`` of them is ``image``.
     """
-    image, background, alpha = image.clamp(0, 1), background.clamp(0, 1), alpha.clamp(0, 1)
-    background = torch.where(alpha > 0, background, image)
-    safe = alpha.clamp(min=_TINY)
-    colour = ((image - (1 - alpha) * background) / safe).clamp(0, 1)
-    missing = image - alpha * colour - (1 - alpha) * background
-    free = (alpha > 0) & (alpha < 1 - 1e-3)
-    background = torch.where(
-        free, background + missing / torch.where(free, 1 - alpha, torch.ones_like(alpha)), background
-    ).clamp(0, 1)
+    image, alpha = image.clamp(0, 1), alpha.clamp(0, 1)
+    background = torch.where(alpha > 0, background.clamp(0, 1), image)
     alpha = torch.where(alpha > 0, torch.maximum(alpha, least_alpha(image, background)), alpha)
     colour = ((image - (1 - alpha) * background) / alpha.clamp(min=_TINY)).clamp(0, 1)
     return background, join(torch.where(alpha > 0, colour, torch.zeros_like(colour)), alpha)
