@@ -96,8 +96,9 @@ def test_check_runs_on_a_folder(folder, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     dis5k(tmp_path / "DIS5K")
     words = ["segmentation", "check", "--config", str(CONFIGS / "diffdis_sd.yaml"), SOURCE, str(folder)]
-    size = ["--data.init_args.path=DIS5K", "--data.init_args.size=64", "--data.init_args.batch_size=2",
-            "--data.init_args.num_workers=0", "--model.init_args.pyramid=false", "--model.init_args.cut_mix=0"]  # fmt: skip
+    data = {"path": "DIS5K", "size": 64, "batch_size": 2, "num_workers": 0}
+    size = [f"--data.init_args.{name}={value}" for name, value in data.items()]
+    size += ["--model.init_args.pyramid=false", "--model.init_args.cut_mix=0"]
     assert main([*words, *size, *CPU]) == 0
 
 

@@ -266,5 +266,7 @@ def test_guidance_needs_text(workplace, capsys):
     (folder / "transformer").mkdir(parents=True)
     (folder / "transformer" / "config.json").write_text("{}")
     (folder / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
-    with pytest.raises(PolyditError, match="a PixArtAlphaPipeline, and texts are embedded with Stable Diffusion 3"):
+    with pytest.raises(
+        PolyditError, match="a PixArtAlphaPipeline, and texts are embedded with Stable Diffusion 3"
+    ):
         FixedText.from_pipeline(folder)
