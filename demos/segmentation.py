@@ -15,6 +15,7 @@ from polydit.core.data.images import image_size, read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
 from polydit.core.media.alpha import on_checkerboard
+from polydit.demos.segmentation_few_shot import few_shot_session, few_shot_tab
 from polydit.demos.session import PredictSession, explain_upload
 from polydit.tasks.segmentation import TASK
 from polydit.tasks.segmentation.cutout import on_background
@@ -22,7 +23,7 @@ from polydit.tasks.segmentation.cutout import on_background
 if TYPE_CHECKING:
     import gradio as gr
 
-__all__ = ["BACKGROUNDS", "CutOut", "build", "compose", "cut"]
+__all__ = ["BACKGROUNDS", "CutOut", "build", "compose", "cut", "cut_out_tab"]
 
 SAMPLES = Path(__file__).parent / "samples"
 MAX_PIXELS = 25_000_000  # a browser holds two such pictures as 200 MB
@@ -207,15 +208,14 @@ def small_samples(folder: Path) -> list[Path]:
     return reduced
 
 
-def build(weights: str | Path | None = None) -> gr.Blocks:
-    """Build the page; the pipeline is loaded when the button is first pressed, and stays.
+def cut_out_tab(session: PredictSession) -> None:
+    """Build the page's part inside the ``gr.Blocks`` (or tab) that is open.
 
     Args:
-        weights: folder or hub id of a saved pipeline; the shipped weights when ``None``.
+        session: of the task.
     """
     import gradio as gr
 
-    session = PredictSession(TASK, weights)
     defaults = session.options("input", "output", {})
 
     def on_choice(image: str | None) -> tuple[list[Any], str]:
@@ -233,6 +233,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         points = [*points, (x, y)] if len(points) < 2 else [(x, y)]
         chosen = clicked([tuple(point) for point in points])
         return points, " · ".join(f"{name}: {value}" for name, value in chosen.items())
+
+    # Gradio looks at the annotation to pass the event, and cannot resolve a name that was imported in here.
+    on_click.__annotations__["event"] = gr.SelectData
 
     def on_press(
         image: str | None = None,
@@ -273,106 +276,119 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             raise gr.Error(line, duration=None, print_exception=False) from error
         return (shown.before, shown.after), shown.cutout, shown.mask, shown.note
 
+    points = gr.State([])
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=320):
+            image = gr.Image(
+                label="Picture",
+                type="filepath",
+                format="png",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                height=260,
+                elem_id="picture",
+            )
+            # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
+            image.preprocess = lambda payload: payload.path if payload is not None else None
+            gr.Examples(
+                [[str(file)] for file in session.keep(small_samples)],
+                inputs=[image],
+                label="Examples",
+                elem_id="examples",
+                api_visibility="private",
+            )
+            size = gr.Markdown(elem_id="size")
+            chosen = gr.Markdown(elem_id="chosen")
+            # Children that are rendered late lose what is entered in their first moments.
+            with gr.Tabs():
+                with gr.Tab("Background", render_children=True):
+                    background = gr.Radio(
+                        list(BACKGROUNDS), value="transparent", label="Show on", elem_id="background"
+                    )
+                    colour = gr.ColorPicker("#ffffff", label="Colour", elem_id="colour")
+                    behind = gr.Image(
+                        label="Background picture",
+                        type="filepath",
+                        format="png",
+                        image_mode=None,
+                        sources=["upload"],
+                        height=140,
+                        elem_id="behind",
+                    )
+                    behind.preprocess = lambda payload: payload.path if payload is not None else None
+                with gr.Tab("Settings", render_children=True):
+                    detail = gr.Radio(
+                        ["tiles", "guided", "none"],
+                        value=defaults.detail,
+                        label="Detail of large pictures",
+                        info="Tiles are told what the look at the whole has found.",
+                        elem_id="detail",
+                    )
+                    threshold = gr.Slider(
+                        0.05,
+                        0.95,
+                        value=defaults.threshold,
+                        step=0.05,
+                        label="Threshold of the hard mask",
+                    )
+                    with gr.Row():
+                        point = gr.Textbox(
+                            "", label="Point", placeholder="x,y", min_width=120, elem_id="point"
+                        )
+                        box = gr.Textbox(
+                            "", label="Box", placeholder="x0,y0,x1,y1", min_width=120, elem_id="box"
+                        )
+            button = gr.Button("Cut out", variant="primary", size="lg", elem_id="cut")
+        with gr.Column(scale=5, min_width=420):
+            slider = gr.ImageSlider(
+                label="Picture (left) and object (right)",
+                type="filepath",
+                format="png",
+                buttons=["fullscreen"],
+                interactive=False,
+                height=560,
+                max_height=560,
+                elem_id="comparison",
+            )
+            note = gr.Markdown(WELCOME, elem_id="note")
+            with gr.Row():
+                download = gr.DownloadButton("Download cut-out", interactive=False, elem_id="download")
+                download_mask = gr.DownloadButton("Download mask", interactive=False, elem_id="download-mask")
+    image.change(on_choice, image, [points, size], api_visibility="private", show_progress="hidden").then(
+        lambda: "", outputs=chosen, api_visibility="private", show_progress="hidden"
+    )
+    image.select(on_click, points, [points, chosen], api_visibility="private", show_progress="hidden")
+    made = button.click(
+        on_press,
+        [image, background, colour, behind, detail, threshold, point, box, points],
+        [slider, download, download_mask, note],
+        api_name="cut_out",
+        show_progress_on=slider,
+    )
+    made.success(
+        lambda: [
+            gr.DownloadButton(interactive=True, variant="primary"),
+            gr.DownloadButton(interactive=True),
+        ],
+        outputs=[download, download_mask],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+
+
+def build(weights: str | Path | None = None) -> gr.Blocks:
+    """Build the page; a pipeline is loaded when its button is first pressed, and stays.
+
+    Args:
+        weights: folder or hub id of a saved pipeline for cutting out; the shipped weights when ``None``.
+    """
+    import gradio as gr
+
     with gr.Blocks(title="PolyDiT: cut out", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(HEADER)
-        points = gr.State([])
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=320):
-                image = gr.Image(
-                    label="Picture",
-                    type="filepath",
-                    format="png",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=260,
-                    elem_id="picture",
-                )
-                # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-                image.preprocess = lambda payload: payload.path if payload is not None else None
-                gr.Examples(
-                    [[str(file)] for file in session.keep(small_samples)],
-                    inputs=[image],
-                    label="Examples",
-                    elem_id="examples",
-                    api_visibility="private",
-                )
-                size = gr.Markdown(elem_id="size")
-                chosen = gr.Markdown(elem_id="chosen")
-                # Children that are rendered late lose what is entered in their first moments.
-                with gr.Tabs():
-                    with gr.Tab("Background", render_children=True):
-                        background = gr.Radio(
-                            list(BACKGROUNDS), value="transparent", label="Show on", elem_id="background"
-                        )
-                        colour = gr.ColorPicker("#ffffff", label="Colour", elem_id="colour")
-                        behind = gr.Image(
-                            label="Background picture",
-                            type="filepath",
-                            format="png",
-                            image_mode=None,
-                            sources=["upload"],
-                            height=140,
-                            elem_id="behind",
-                        )
-                        behind.preprocess = lambda payload: payload.path if payload is not None else None
-                    with gr.Tab("Settings", render_children=True):
-                        detail = gr.Radio(
-                            ["tiles", "guided", "none"],
-                            value=defaults.detail,
-                            label="Detail of large pictures",
-                            info="Tiles are told what the look at the whole has found.",
-                            elem_id="detail",
-                        )
-                        threshold = gr.Slider(
-                            0.05,
-                            0.95,
-                            value=defaults.threshold,
-                            step=0.05,
-                            label="Threshold of the hard mask",
-                        )
-                        with gr.Row():
-                            point = gr.Textbox(
-                                "", label="Point", placeholder="x,y", min_width=120, elem_id="point"
-                            )
-                            box = gr.Textbox(
-                                "", label="Box", placeholder="x0,y0,x1,y1", min_width=120, elem_id="box"
-                            )
-                button = gr.Button("Cut out", variant="primary", size="lg", elem_id="cut")
-            with gr.Column(scale=5, min_width=420):
-                slider = gr.ImageSlider(
-                    label="Picture (left) and object (right)",
-                    type="filepath",
-                    format="png",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    height=560,
-                    max_height=560,
-                    elem_id="comparison",
-                )
-                note = gr.Markdown(WELCOME, elem_id="note")
-                with gr.Row():
-                    download = gr.DownloadButton("Download cut-out", interactive=False, elem_id="download")
-                    download_mask = gr.DownloadButton(
-                        "Download mask", interactive=False, elem_id="download-mask"
-                    )
-        image.change(on_choice, image, [points, size], api_visibility="private", show_progress="hidden").then(
-            lambda: "", outputs=chosen, api_visibility="private", show_progress="hidden"
-        )
-        image.select(on_click, points, [points, chosen], api_visibility="private", show_progress="hidden")
-        made = button.click(
-            on_press,
-            [image, background, colour, behind, detail, threshold, point, box, points],
-            [slider, download, download_mask, note],
-            api_name="cut_out",
-            show_progress_on=slider,
-        )
-        made.success(
-            lambda: [
-                gr.DownloadButton(interactive=True, variant="primary"),
-                gr.DownloadButton(interactive=True),
-            ],
-            outputs=[download, download_mask],
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        with gr.Tabs():
+            with gr.Tab("Cut out", render_children=True):
+                cut_out_tab(PredictSession(TASK, weights))
+            with gr.Tab("Show me one", render_children=True):
+                few_shot_tab(few_shot_session())
     return page

@@ -26,6 +26,9 @@ RUN_OPTIONS = (
         "how large pictures get their detail: tiles with the whole as context, guided filter, none",
         choices=("tiles", "guided", "none"),
     ),
+    Option(
+        "--looks", "int", None, "looks at the whole: 1, or 6 and their mean; default: as the weights", (1, 6)
+    ),
     Option("--box", "str", None, "only the object in this box of pixels", metavar="X0,Y0,X1,Y1"),
     *SUPPORT_OPTIONS,
     Option("--point", "str", None, "only the piece at, or nearest to, this pixel", metavar="X,Y"),
@@ -57,7 +60,7 @@ EVALUATE_OPTIONS = (
     Option("--seed", "int", 0, "of the composites and of the noise", minimum=0),
     Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
     Option("--dtype", "str", "float32", "precision", choices=("auto", "float32", "bfloat16", "float16")),
-    *(option for option in RUN_OPTIONS if option.flag in ("--min-max", "--detail", "--depth")),
+    *(option for option in RUN_OPTIONS if option.flag in ("--min-max", "--detail", "--looks", "--depth")),
     Option("--output", "path", None, "JSON file for the figures", metavar="FILE"),
     Option("--overwrite", "bool", False, "replace the file if it is there already"),
 )

@@ -41,6 +41,7 @@ class Formulation:
         bounded: the network's answer goes through tanh: its clean data is then a probability, in [-1, 1].
         context: one more channel tells a soft mask seen from further away, for tiles of large pictures; it is zero
             where nothing is known.
+        augment: inference looks at the whole mirrored and at three sizes, too, and takes the mean (published).
         side: pictures are seen as a whole with the area of a square of this side.
         tile: side of the tiles.
     """
@@ -51,6 +52,7 @@ class Formulation:
     same_noise: bool = True
     bounded: bool = False
     context: bool = False
+    augment: bool = False
     side: int = 1024
     tile: int = 1024
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ Box = tuple[int, int, int, int]
 Progress = Callable[[int, int], None]
 DETAILS = ("tiles", "guided", "none")
 OUTPUT_TYPES = ("pil", "np", "pt")
+SCALES = (0.75, 1.0, 1.25)
+"""Of the picture, where the mean over several looks is taken; published."""
 
 
 @dataclass
@@ -131,6 +133,7 @@ class SegmentationPipeline(DiffusionPipeline):
         detail_side: int = 1024,
         box: Box | None = None,
         min_max: bool = False,
+        augment: bool | None = None,
         output_type: str = "pil",
         progress: Progress | None = None,
     ) -> SegmentationOutput:
@@ -147,6 +150,8 @@ class SegmentationPipeline(DiffusionPipeline):
                 its last detail from the picture's edges.
             box: (left, top, right, bottom) in pixels: only the object in it.
             min_max: stretch each mask to the whole of [0, 1].
+            augment: look at the whole six times, mirrored or not and at three sizes, and take the mean, as DiffDIS
+                does; None is as the weights have it.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             progress: called with (parts done, parts in all).
 
@@ -163,7 +168,7 @@ class SegmentationPipeline(DiffusionPipeline):
         masks, edges = [], []
         for picture in image if isinstance(image, list) else [image]:
             for one in to_tensor(picture).split(1):
-                mask, rim = self.segment(one, generator, detail, detail_side, box, progress)
+                mask, rim = self.segment(one, generator, detail, detail_side, box, progress, augment)
                 if min_max and mask.max() > mask.min():
                     mask = (mask - mask.min()) / (mask.max() - mask.min())
                 masks.append(_as(mask[0], output_type))
@@ -180,6 +185,7 @@ class SegmentationPipeline(DiffusionPipeline):
         detail_side: int = 1024,
         box: Box | None = None,
         progress: Progress | None = None,
+        augment: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mask and edges (1, 1, H, W) in [0, 1], float32 on the CPU, of a picture (1, 3, H, W); see `__call__`."""
         height, width = picture.shape[-2:]
@@ -189,15 +195,17 @@ class SegmentationPipeline(DiffusionPipeline):
             margin = round(0.25 * max(right - left, bottom - top))
             rows = slice(max(0, top - margin), min(height, bottom + margin))
             columns = slice(max(0, left - margin), min(width, right + margin))
-            found = self.segment(picture[..., rows, columns], generator, detail, detail_side, None, progress)
+            part = picture[..., rows, columns]
+            found = self.segment(part, generator, detail, detail_side, None, progress, augment)
             inside = torch.zeros(1, 1, height, width)
             inside[..., top:bottom, left:right] = 1
             whole = [torch.zeros(1, 1, height, width) for _ in found]
-            for target, part in zip(whole, found, strict=True):
-                target[..., rows, columns] = part
+            for target, value in zip(whole, found, strict=True):
+                target[..., rows, columns] = value
             return whole[0] * inside, whole[1] * inside
         form = self.formulation
-        mask, edges = self.look(resized(picture, form.side, self.multiple), generator)
+        scales = SCALES if (form.augment if augment is None else augment) else (1.0,)
+        mask, edges = self.look_at_whole(picture, generator, scales)
         if progress is not None:
             progress(1, 2)
         size = (height, width)
@@ -258,6 +266,24 @@ class SegmentationPipeline(DiffusionPipeline):
         x0 = self.parameterization.x0(form.bound(raw.float()), noise, t)
         mask, edges = form.finish(x0, self.space)
         return mask.float().cpu(), edges.float().cpu()
+
+    def look_at_whole(
+        self, picture: Tensor, generator: torch.Generator | None, scales: Sequence[float] = (1.0,)
+    ) -> tuple[Tensor, Tensor]:
+        """Mask and edges at the network's size; with several scales, the mean over them and mirror images."""
+        found = []
+        for scale in scales:
+            view = resized(picture, scale * self.formulation.side, self.multiple)
+            if len(scales) > 1:
+                view = torch.cat([view, view.flip(-1)])
+            mask, edges = self.look(view, generator)
+            if len(scales) > 1:
+                mask, edges = ((both[:1] + both[1:].flip(-1)) / 2 for both in (mask, edges))
+            found.append(torch.cat([mask, edges], dim=1))
+        size = tuple(found[-1].shape[-2:])
+        views = [F.interpolate(view, size, mode="bilinear", align_corners=False) for view in found]
+        mask, edges = (sum(views) / len(views)).split(1, dim=1)
+        return mask, edges
 
     def look_closer(
         self, picture: Tensor, mask: Tensor, edges: Tensor, generator: torch.Generator | None

@@ -30,6 +30,7 @@ def segment(
         detail=options.detail,
         box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,
+        augment=None if options.looks is None else options.looks > 1,
         output_type="np",
         progress=getattr(options, "progress", None),
     )

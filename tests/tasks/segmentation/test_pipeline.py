@@ -149,3 +149,15 @@ def test_the_guided_filter_leaves_sure_regions_alone():
         assert torch.equal(
             guided_upsample(torch.full((1, 1, 8, 8), value), picture), torch.full((1, 1, 64, 64), value)
         )
+
+
+def test_six_looks_are_the_mean_of_mirrored_and_resized_ones(pipe):
+    picture, _ = disc(32, 32, seed=2)
+    one, six = (pipe(picture, augment=a, detail="none", output_type="np").masks[0] for a in (False, True))
+    assert not np.allclose(one, six, atol=1e-3)
+    mirrored = pipe(picture[:, ::-1].copy(), augment=True, detail="none", output_type="np").masks[0]
+    assert np.allclose(mirrored[:, ::-1], six, atol=1e-5), "the mean has no side"
+    tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+    mask, _ = pipe.look_at_whole(tensor, None, (1.0, 1.0))
+    left, right = pipe.look(tensor / 127.5 - 1)[0], pipe.look((tensor / 127.5 - 1).flip(-1))[0].flip(-1)
+    assert torch.allclose(mask, (left + right) / 2, atol=1e-5)
