@@ -17,9 +17,10 @@ __all__ = ["flat_loss", "iou_loss", "layer_losses", "line_loss", "recomposition_
 def iou_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """1 - soft IoU of alphas (B, L, H, W) by picture and layer: (B, L).
 
-    The sums have a floor of a hundredth of the picture, so that specks in a layer that should be empty cost little.
+    The sums have a floor of a five-hundredth of the picture, so that specks in a layer that should be empty cost little
+    and small highlights still count.
     """
-    floor = 0.01 * predicted.shape[-1] * predicted.shape[-2]
+    floor = 0.002 * predicted.shape[-1] * predicted.shape[-2]
     predicted = predicted.clamp(0, 1)
     shared = torch.minimum(predicted, true).sum((-2, -1))
     return 1 - (shared + floor) / (torch.maximum(predicted, true).sum((-2, -1)) + floor)

@@ -211,7 +211,7 @@ def test_true_layers_cost_nothing_and_each_loss_sees_its_own_fault():
 
 def test_loss_closed_forms():
     half, whole = torch.full((1, 1, 10, 10), 0.5), torch.ones(1, 1, 10, 10)
-    assert iou_loss(half, whole).item() == pytest.approx(1 - 51 / 101)  # with its floor of a hundredth
+    assert iou_loss(half, whole).item() == pytest.approx(1 - 50.2 / 100.2)  # with its floor
     assert iou_loss(0 * half, 0 * half).item() == 0
     flat = torch.zeros(1, 8, 8)
     assert line_loss(flat + 0.5, flat).item() == pytest.approx(1.0)  # L1 and stray; no edges
