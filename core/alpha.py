@@ -16,6 +16,7 @@ __all__ = [
     "BLEND_MODES",
     "area_resize",
     "composite",
+    "fill_smoothly",
     "join",
     "over",
     "pad_rgb",
@@ -252,6 +253,40 @@ def pad_rgb(colour: Tensor, alpha: Tensor, factor: float = 1.2, exact: bool = Tr
         grown = F.interpolate(filled, seen.shape[-2:], mode="bilinear", align_corners=False)
         filled = seen + grown * (1 - part)
     return torch.where(alpha > 0, colour, filled) if exact else filled
+
+
+def fill_smoothly(picture: Tensor, known: Tensor, sweeps: int = 5) -> Tensor:
+    """Fill what is not known of a picture like a membrane stretched from its rim (the harmonic equation, multigrid).
+
+    Exact for what is linear across the hole, and it never leaves the range of the rim's colours.
+
+    Args:
+        picture: (B, C, H, W).
+        known: (B, 1, H, W), above 0 where the picture counts.
+        sweeps: of relaxation on each level; more are closer to the exact membrane, by little.
+
+    Returns:
+        (B, C, H, W); where ``known`` is above 0 it is ``picture``. Nothing known gives zeros.
+    """
+    levels = [(picture * known, known)]
+    height, width = picture.shape[-2:]
+    while min(height, width) > 2:
+        both, even = torch.cat(levels[-1], dim=1), height % 2 == width % 2 == 0
+        height, width = max(1, height // 2), max(1, width // 2)
+        smaller = F.avg_pool2d(both, 2) if even else area_resize(both, height, width)
+        levels.append((smaller[:, :-1], smaller[:, -1:]))
+    top, weight = levels[-1]
+    filled = top.sum((-2, -1), keepdim=True) / weight.sum((-2, -1), keepdim=True).clamp(min=1e-8)
+    for seen, part in reversed(levels):
+        fixed, mean = part > 0, seen / part.clamp(min=_TINY)
+        grown = F.interpolate(filled, seen.shape[-2:], mode="bilinear", align_corners=False)
+        filled = torch.where(fixed, mean, grown)
+        for _ in range(sweeps):
+            around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+            rows, columns = around[..., 1:-1], around[..., 1:-1, :]
+            average = (rows[..., :-2, :] + rows[..., 2:, :] + columns[..., :-2] + columns[..., 2:]) / 4
+            filled = torch.where(fixed, mean, average)
+    return torch.where(known > 0, picture, filled)
 
 
 def area_resize(picture: Tensor, height: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.alpha import join, pad_rgb, unpremultiply
+from ...core.alpha import fill_smoothly, join, pad_rgb, unpremultiply
 from ...core.backbones.pretrained import PretrainedTransformer
 from ...core.conditioning import TokenGroup, forward_groups
 from ...core.conditioning.layer_group_dit import layer_looks
@@ -26,7 +26,6 @@ __all__ = ["CONDITIONS", "Formulation", "Known", "Layers"]
 
 CONDITIONS = ("image", "mask")
 _LARGEST = 0.95  # shadows are divided out up to this alpha
-FILL_FACTOR = 1.5  # of the fill's pyramid: 1.2 is 0.3 dB better and takes twice as long
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class Formulation:
 
     Attributes:
         residual_scale: if set, for pixel space, the network works on what a cheap guess lacks, in these units: the
-            background inside the hole over the smooth fill, and the premultiplied foreground with its alpha over the
-            masked picture and the mask. A network that answers zero makes these guesses. The background outside of the
-            hole follows from the foreground: a shadow is divided out.
+            background inside the hole over a smooth fill from what is around it, and the premultiplied foreground with
+            its alpha over the masked picture and the mask. A network that answers zero makes these guesses. The
+            background around the hole follows from the foreground: a shadow is divided out, before the hole is filled.
         grow: pixels by which the hole reaches beyond the mask.
         alpha_layer: the foreground's alpha is a layer of its own, a grey picture: for autoencoders without alpha.
         attention: between the groups of a diffusers transformer, see ``layer_looks``; a ``LayerGroupDiT`` has its own.
@@ -117,7 +116,7 @@ class Formulation:
         image = ((image.float() + 1) / 2).clamp(0, 1)
         mask = mask.float().clamp(0, 1)
         hole = dilate((mask > 0.02).float(), self.grow)
-        return Known(image, mask, hole, pad_rgb(image, 1 - hole, FILL_FACTOR))
+        return Known(image, mask, hole, fill_smoothly(image, 1 - hole))
 
     # -- to and from what is diffused ----------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ class Formulation:
         """
         colour, alpha = foreground[:, :3], foreground[:, 3:]
         if self.residual_scale is not None:
-            behind = known.hole * (background - known.fill)
+            behind = known.hole * (background - fill_smoothly(background, 1 - known.hole))
             front = torch.cat([alpha * colour - known.mask * known.image, alpha - known.mask], dim=1)
             return torch.cat([behind, torch.zeros_like(alpha), front], dim=1) / self.residual_scale
         colour = pad_rgb(colour, alpha, factor=2.0)
@@ -149,8 +148,9 @@ class Formulation:
             behind, front = x0[:, :3], x0[:, 4:]
             alpha = (known.mask + front[:, 3:]).clamp(0, 1)
             colour = (known.mask * known.image + front[:, :3]).clamp(0, 1)
-            lit = (known.image - colour) / (1 - alpha.clamp(max=_LARGEST))
-            background = torch.where(known.hole > 0, known.fill + behind, lit).clamp(0, 1)
+            lit = ((known.image - colour) / (1 - alpha.clamp(max=_LARGEST))).clamp(0, 1)
+            filled = fill_smoothly(lit.detach(), 1 - known.hole) + behind
+            background = torch.where(known.hole > 0, filled, lit).clamp(0, 1)
             return Layers(background, colour, alpha)
         parts = [(space.decode(part) + 1) / 2 for part in x0.chunk(len(self.layers), dim=1)]
         background, colour = parts[0][:, :3].clamp(0, 1), parts[1][:, :3].clamp(0, 1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ...core.alpha import area_resize, pad_rgb, recompose, solve_layers, split
+from ...core.alpha import area_resize, fill_smoothly, recompose, solve_layers, split
 from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import read_image, to_uint8
@@ -25,7 +25,7 @@ from ...core.data.masks import Box, bounding_box
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
-from .formulation import FILL_FACTOR, Formulation, Layers
+from .formulation import Formulation, Layers
 
 if TYPE_CHECKING:
     from ...core.adapters import LoadReport
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerDecompositionOutput", "LayerDecompositionPipeline"]
 
 Picture = Image.Image | NDArray[Any] | str | Path
-_FAINT = 0.02  # alpha below this, outside of the mask, is the network's noise
+_FAINT = 2 / 255  # alpha below this, outside of the mask, is the network's noise
 _LARGEST_FILL = 1024
 
 
@@ -207,8 +207,9 @@ class LayerDecompositionPipeline(DiffusionPipeline):
         alpha = torch.where(mask > _FAINT, alpha, faint * fading(box, whole)[None, None])
         colour = (mask * image + up(layers.premultiplied - above)).clamp(0, 1)
         colour = torch.minimum(colour, alpha)
-        filled = filling(image, hole) + up(known.hole * (layers.background - known.fill))
-        lit = (image - colour) / (1 - alpha.clamp(max=0.95))
+        lit = ((image - colour) / (1 - alpha.clamp(max=0.95))).clamp(0, 1)
+        guess = fill_smoothly(layers.background, 1 - known.hole)
+        filled = filling(lit, hole) + up(known.hole * (layers.background - guess))
         background, foreground = solve_layers(image, torch.where(hole > 0, filled, lit).clamp(0, 1), alpha)
         return quantised(image, background, foreground)
 
@@ -300,11 +301,10 @@ def filling(image: Tensor, hole: Tensor) -> Tensor:
     """The picture with its hole filled smoothly; of a large one, the fill is made at reduced size."""
     ratio = min(1.0, _LARGEST_FILL / max(image.shape[-2:]))
     if ratio == 1:
-        return pad_rgb(image, 1 - hole, FILL_FACTOR)
+        return fill_smoothly(image, 1 - hole)
     low = [max(1, round(side * ratio)) for side in image.shape[-2:]]
     seen = area_resize(torch.cat([image * (1 - hole), 1 - hole], dim=1), *low)
-    weight = seen[:, 3:]
-    small = pad_rgb(seen[:, :3] / weight.clamp(min=1e-6), weight, factor=2.0, exact=False)
+    small = fill_smoothly(seen[:, :3] / seen[:, 3:].clamp(min=1e-6), seen[:, 3:])
     grown = F.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(hole > 0, grown, image)
 

@@ -9,6 +9,7 @@ from polydit.core.alpha import (
     BLEND_MODES,
     area_resize,
     composite,
+    fill_smoothly,
     join,
     over,
     pad_rgb,
@@ -185,3 +186,19 @@ def test_padding_is_the_published_one():
     rgba = given["rgba"].permute(2, 0, 1)[None].float() / 255
     padded = pad_rgb(rgba[:, :3], rgba[:, 3:], exact=False)
     torch.testing.assert_close(padded[0].permute(1, 2, 0), given["padded"], atol=1e-4, rtol=0)
+
+
+def test_a_membrane_keeps_what_is_known_and_continues_ramps():
+    y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 52), indexing="ij")
+    picture = torch.stack([x, y, 0.5 * x + 0.5 * y]).double()[None]
+    known = torch.ones(1, 1, 40, 52, dtype=torch.float64)
+    known[..., 12:28, 14:38] = 0
+    hidden = torch.where(known > 0, picture, torch.rand_like(picture))
+    filled = fill_smoothly(hidden, known, sweeps=40)
+    assert torch.equal(torch.where(known > 0, filled, 0), torch.where(known > 0, picture, 0))
+    assert (filled - picture).abs().max() < 0.02
+    assert (fill_smoothly(hidden, known) - picture).abs().max() < 0.05
+    assert (pad_rgb(hidden, known) - picture).abs().max() > (filled - picture).abs().max()
+    assert fill_smoothly(hidden, known * 0).abs().max() == 0
+    grey = random(1, 3, 9, 30, seed=3)
+    assert fill_smoothly(grey, (grey[:, :1] > 0.7).double()).max() <= 1
