@@ -18,13 +18,21 @@ from polydit.core.errors import PolyditError
 from polydit.core.load import load
 from polydit.core.media import OutputWriter, read_layers, write_layers
 from polydit.tasks.layer_decomposition.cartoons import cel_shading, draw_cartoon
-from polydit.tasks.layer_decomposition.illustration import ROLES, LayerCode, leaky_clamp, recompose_code
+from polydit.tasks.layer_decomposition.illustration import (
+    ROLES,
+    LayerCode,
+    hints,
+    leaky_clamp,
+    recompose_code,
+    shown,
+)
 from polydit.tasks.layer_decomposition.illustration_baseline import classical_layers
 from polydit.tasks.layer_decomposition.illustration_data import (
     IllustrationData,
     Illustrations,
     illustration_files,
     resized,
+    settled,
     two_tone,
     visible,
 )
@@ -149,6 +157,35 @@ def test_two_tones_and_what_can_be_seen():
     flat[0, 0, :3], flat[0, 1, :3] = 0, 0.5
     shadow, highlight = visible(flat, np.ones((1, 3)), np.ones((1, 3)))
     assert (shadow.tolist(), highlight.tolist()) == ([[0, 1, 1]], [[1, 1, 0]])
+
+
+def framed() -> np.ndarray:
+    """White paper; a black frame, whose inside is paper in the file; beside it white colour without an outline."""
+    layers = np.zeros((4, 32, 32, 4), np.float32)
+    layers[3, 4:20, 4:20, 3] = 1
+    layers[3, 6:18, 6:18, 3] = 0
+    layers[0, 24:30, 24:30] = 1
+    return layers
+
+
+def test_white_is_paper_if_it_reaches_the_border():
+    layers = framed()
+    found = settled(layers)
+    assert np.array_equal(compose(tuple(found)), compose(tuple(layers)))  # the picture is what it was
+    assert found[0, 12, 12].tolist() == [1, 1, 1, 1]
+    assert found[0, 27, 27, 3] == 0
+    assert found[0, 2, 2, 3] == 0
+
+
+def test_hints_say_outside_and_thin_dark():
+    picture = torch.from_numpy(compose(tuple(framed()))).permute(2, 0, 1)[None].float() * 2 - 1
+    outside, ridge = hints(picture, 5)[0]
+    assert (outside[2, 2], outside[27, 27], outside[12, 12], outside[4, 4]) == (1, 1, -1, -1)
+    assert (ridge[12, 4], ridge[12, 12]) == (1, -1)  # black on white; nothing
+    assert hints(picture, 1)[0, 1].max() == -1  # a closing of one pixel fills nothing
+    assert shown(picture, 5).shape[1] == 5
+    assert torch.equal(shown(picture, 3), picture)
+    assert (shown(picture, 0)[:, 3] == 1).all()
 
 
 def test_resizing_averages_what_is_seen():
@@ -283,6 +320,15 @@ def test_pipeline_sizes_and_seeds(tmp_path):
         pipe(picture, size=8)
     with pytest.raises(PolyditError, match="uint8"):
         pipe(picture[..., 0])
+
+
+def test_a_network_with_hints_runs_at_every_size():
+    pipe = IllustrationLayers(backbone(in_channels=9), Objective(prediction="x0")).build_pipeline()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for size in (32, 64):
+        made = pipe(picture, generator=torch.Generator().manual_seed(0), size=size)
+        assert made.layers.shape == (1, 4, 4, 40, 56)
+        assert torch.isfinite(made.layers).all()
 
 
 def test_without_local_maps_the_layers_are_enlarged():
