@@ -181,6 +181,7 @@ def training_facts(checkpoint: Mapping[str, Any], weights: str) -> tuple[dict[st
     record = checkpoint["polydit"]
     config = record.get("config", {})
     model = config.get("model", {})
+    model = model.get("init_args", model)  # of a task whose modules are named by class path
     adapter = model.get("adapter")
     facts = {
         "steps": checkpoint.get("global_step"),

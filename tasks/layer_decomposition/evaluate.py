@@ -195,12 +195,12 @@ def run(options: Namespace) -> int:
     print(f"background over biharmonic: {means['background'] - means['biharmonic']:+.2f} dB")  # noqa: T201
     if options.output is not None:
         writer = OutputWriter(options.output.parent, overwrite=options.overwrite)
-        say(f"wrote {writer.json(options.output.name, {'settings': settings, 'means': means, 'rows': rows})}")
+        say(f"wrote {writer.json(options.output.name, {'settings': settings, 'mean': means, 'rows': rows})}")
     if options.sheet is not None:
         writer = OutputWriter(options.sheet.parent, overwrite=options.overwrite)
         titles = ["picture", "foreground", "background", "true background", "biharmonic"]
         cells = [(title, cell) for row in shown for title, cell in zip(titles, row, strict=True)]
-        say(f"wrote {writer.image(options.sheet.name, contact_sheet(cells, columns=len(titles)))}")
+        say(f"wrote {writer.image(options.sheet.name, contact_sheet(cells, len(titles), cell=options.side))}")
     return 0
 
 

@@ -124,3 +124,14 @@ def test_a_corpus_tells_its_data_and_their_licences(tmp_path):
 def test_a_card_that_is_not_ours_is_an_empty_one(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
     assert Card.read(TOY, tmp_path) == Card(TOY, CardOptions())
+
+
+def test_facts_are_found_in_a_config_with_class_paths():
+    from polydit.core.training.card import training_facts
+
+    settings = {"ema": {"decay": 0.99}, "adapter": {"rank": 4}, "init_weights": "weights/base/transformer"}
+    named = {"class_path": "toy.Toy", "init_args": settings}
+    facts = [training_facts({"polydit": {"config": {"model": m}}}, "average")[0] for m in (settings, named)]
+    assert facts[0] == facts[1]
+    assert facts[0]["weights"] == "average over the training"
+    assert facts[0]["adapter"] == "LoRA of rank 4"

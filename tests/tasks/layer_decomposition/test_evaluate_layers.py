@@ -82,7 +82,7 @@ def test_the_command(tiny, corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "background over biharmonic:" in printed
     record = json.loads((tmp_path / "f.json").read_text())
     assert len(record["rows"]) == 2
-    assert set(record["means"]) >= {"background", "biharmonic", "iou", "sad"}
+    assert set(record["mean"]) >= {"background", "biharmonic", "iou", "sad"}
     assert (tmp_path / "s.png").stat().st_size > 1000
     assert main(["layer-decomposition", "evaluate", *map(str, [*words, *files])]) == 2
     assert "exists already" in capsys.readouterr().err
