@@ -144,7 +144,7 @@ def report(pipe: IllustrationLayersPipeline, options: Namespace, settings: dict[
     print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
     if options.output is not None:
         writer = OutputWriter(options.output.parent, overwrite=options.overwrite)
-        path = writer.json(options.output.name, {"settings": settings, "means": means, "rows": rows})
+        path = writer.json(options.output.name, {"settings": settings, "mean": means, "rows": rows})
         print(f"wrote {path}", file=sys.stderr)  # noqa: T201
     if options.sheet is not None:
         writer = OutputWriter(options.sheet.parent, overwrite=options.overwrite)
