@@ -49,6 +49,7 @@ EVALUATE_OPTIONS = (
     Option("--corpus", "path", "data/corpus", "the corpus of --composites", metavar="FOLDER"),
     Option("--split", "str", "reserved", "its split", choices=("val", "reserved")),
     Option("--size", "int", 512, "side of the composites in pixels", minimum=64),
+    Option("--small", "bool", False, "composites also with small objects, among the photograph's own"),
     Option("--peers", "bool", False, "compare with Otsu's threshold and with GrabCut-like colour models"),
     Option(
         "--binarize", "float", None, "threshold before all metrics, as DiffDIS' released scores; default none"

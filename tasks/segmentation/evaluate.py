@@ -64,12 +64,20 @@ def find_examples(options: Namespace) -> tuple[Iterable[Example], int, str]:
     if options.composites is not None:
         if options.input is not None or options.masks is not None:
             raise PolyditError("--composites: takes the pictures of --corpus; leave --input and --masks out")
+        sizes = "of any size" if options.small else "as the subject"
         about = (
-            f"composites of {options.size} pixels, {options.split} cut-outs over {options.split} photographs, "
-            f"seed {options.seed}"
+            f"composites of {options.size} pixels, {options.split} cut-outs {sizes} over {options.split} "
+            f"photographs, seed {options.seed}"
         )
         return (
-            composites(options.corpus, options.composites, options.size, options.split, options.seed),
+            composites(
+                options.corpus,
+                options.composites,
+                options.size,
+                options.split,
+                options.seed,
+                options.small,
+            ),
             options.composites,
             about,
         )

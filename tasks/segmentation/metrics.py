@@ -82,15 +82,30 @@ def of_folder(folder: MaskFolder) -> Iterator[Example]:
 
 
 def composites(
-    corpus: str | Path, count: int, size: int = 512, split: str = "reserved", seed: int = 0
+    corpus: str | Path,
+    count: int,
+    size: int = 512,
+    split: str = "reserved",
+    seed: int = 0,
+    small: bool = False,
 ) -> Iterator[Example]:
     """Held-out cut-outs over held-out photographs, one each, without any degradation.
 
-    Example number i is a pure function of corpus, split, size, seed and i.
+    The cut-out is the subject: at least half as long as the picture, and 6 % of its area. The photographs hold things
+    of their own, which count as background. Example number i is a pure function of the arguments and i.
+
+    Args:
+        corpus: folder of a corpus.
+        count: how many.
+        size: side in pixels.
+        split: ``val`` or ``reserved``.
+        seed: of the draws.
+        small: also objects down to 0.35 of the side and 2 % of the area, among the other things of the photograph.
     """
-    compositor = Compositor.from_corpus(
-        corpus, split, size, CompositeOptions.plain(), allow_reserved=split == "reserved"
-    )
+    options = CompositeOptions.plain(scale=(0.5, 0.95), coverage=(0.06, 0.85))
+    if small:
+        options = CompositeOptions.plain()
+    compositor = Compositor.from_corpus(corpus, split, size, options, allow_reserved=split == "reserved")
     for number in range(count):
         drawn = compositor(np.random.default_rng((seed, number)))
         yield Example(drawn.image, np.rint(drawn.alpha * 255).astype(np.uint8), drawn.sources[1])
