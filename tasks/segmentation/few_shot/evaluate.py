@@ -50,6 +50,12 @@ class Evaluation:
             "classes": self.classes,
             "shots": self.shots,
             "figures": self.figures,
+            # what `export --figures` reads
+            "mean": {
+                f"{figure} {name}": value
+                for name, found in self.figures.items()
+                for figure, value in found.items()
+            },
         }
 
 

@@ -20,6 +20,9 @@ from polydit.core.diffusion import Objective
 from polydit.core.errors import PolyditError
 from polydit.core.load import load
 from polydit.core.metrics import FewShotIoU
+from polydit.tasks.segmentation.few_shot.composed import drawn_episodes
+from polydit.tasks.segmentation.few_shot.episodes import EpisodeSet
+from polydit.tasks.segmentation.few_shot.evaluate import evaluate
 from polydit.tasks.segmentation.few_shot.formulation import Formulation
 from polydit.tasks.segmentation.few_shot.model import FewShotSegmentation
 from polydit.tasks.segmentation.few_shot.pipeline import FewShotPipeline
@@ -365,6 +368,7 @@ def test_evaluation_compares_the_ways(weights, tmp_path, capsys):
     assert main(["segmentation", "evaluate-few-shot", *words]) == 0
     assert "mIoU gained by the supports" in capsys.readouterr().out
     record = json.loads((tmp_path / "e.json").read_text())
+    assert record["mean"]["miou with supports"] == record["figures"]["with supports"]["miou"]
     assert set(record["figures"]) == {
         "with supports", "without supports", "supports' masks inverted", "colours of the supports",
     }  # fmt: skip
@@ -376,3 +380,13 @@ def test_pairs_of_files_and_folders(tmp_path):
     assert paired([file], [mask]) == [(file, mask)]
     with pytest.raises(PolyditError, match="a folder beside files"):
         paired([file, tmp_path], [mask, mask])
+
+
+def test_the_shipped_weights_find_what_the_support_marks(root):
+    """Two drawn things on soft colours, of which the support shows one; the weights were trained on cut-outs."""
+    folder = root / "demos" / "weights" / "segmentation_few_shot"
+    pipe = load(folder, task="segmentation")
+    episodes = EpisodeSet(drawn_episodes("val"), 8, shots=1, size=128, seed=3)
+    result = evaluate(pipe, episodes)
+    assert result.figures["with supports"]["miou"] > result.figures["without supports"]["miou"] + 0.1
+    assert result.figures["with supports"]["miou"] > result.figures["supports' masks inverted"]["miou"] + 0.1
