@@ -246,6 +246,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                 examples = gr.Gallery(
                     [str(file) for file in scenes[::2]],
                     label="Examples",
+                    format="png",
                     columns=3,
                     height=150,
                     allow_preview=False,

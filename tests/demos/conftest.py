@@ -19,8 +19,6 @@ from polydit.core.load import load
 from polydit.tasks.super_resolution.formulation import Formulation
 from polydit.tasks.super_resolution.pipeline import SuperResolutionPipeline
 
-from .serving import CHROMIUM
-
 
 @pytest.fixture(scope="package")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,17 +70,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif[0x0112] = 6
     Image.fromarray(array).save(file, quality=90, exif=exif)
     return file
-
-
-@pytest.fixture(scope="package")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks" / "segmentation"))
 from few_shot_fixtures import marked, tiny_pipeline
-from serving import CHROMIUM, needs_browser
 
 from polydit.core.cli import main
 from polydit.core.errors import PolyditError
 from polydit.demos.segmentation_few_shot import build, painted
+
+from .serving import needs_browser
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra demo is not installed")
 
@@ -100,28 +101,18 @@ def test_the_interface_gives_the_bytes_of_the_command(
 
 @pytest.mark.browser
 @needs_browser
-def test_a_thing_is_found_in_a_browser(url: str, shown: tuple[Path, Path], expected: Path):
-    from playwright.sync_api import sync_playwright
-
-    errors: list[str] = []
-    with sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1400, "height": 1100})
-        page.set_default_timeout(90_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        page.locator("#find").click()
-        page.get_by_text("there is none to look at").wait_for()
-        page.locator("#query input[type=file]").set_input_files(str(shown[0]))
-        page.locator("#supports input[type=file]").set_input_files(str(shown[0]))
-        page.locator("#support-masks input[type=file]").set_input_files(str(shown[1]))
-        page.locator("#support-masks").get_by_text("disk_mask").first.wait_for()
-        page.locator("#query img").first.wait_for()
-        page.locator("#find").click()
-        page.locator("#few-shot-note").get_by_text("of the picture").wait_for()
-        with page.expect_download() as download:
-            page.locator("#hard-mask a[download]").first.click()
-        assert Path(download.value.path()).read_bytes() == (expected / "disk_mask.png").read_bytes()
-        browser.close()
-    assert errors == []
+def test_a_thing_is_found_in_a_browser(page: Any, url: str, shown: tuple[Path, Path], expected: Path):
+    page.set_default_timeout(90_000)
+    page.goto(url)
+    page.locator("#find").click()
+    page.get_by_text("there is none to look at").wait_for()
+    page.locator("#query input[type=file]").set_input_files(str(shown[0]))
+    page.locator("#supports input[type=file]").set_input_files(str(shown[0]))
+    page.locator("#support-masks input[type=file]").set_input_files(str(shown[1]))
+    page.locator("#support-masks").get_by_text("disk_mask").first.wait_for()
+    page.locator("#query img").first.wait_for()
+    page.locator("#find").click()
+    page.locator("#few-shot-note").get_by_text("of the picture").wait_for()
+    with page.expect_download() as download:
+        page.locator("#hard-mask a[download]").first.click()
+    assert Path(download.value.path()).read_bytes() == (expected / "disk_mask.png").read_bytes()

@@ -28,7 +28,8 @@ def test_a_config_builds_its_model(task: TaskSpec, file: Path):
     from polydit.core.training.cli import TaskCLI
 
     words = ["--config", str(file)]
-    if "backbone" not in yaml.safe_load(file.read_text(encoding="utf-8"))["model"]:
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]
+    if "backbone" not in settings.get("init_args", settings):
         # Settings that come behind the config of a base; nobody can use them alone.
         assert task.default_config
         words = ["--config", str(task.config_folder() / task.default_config), *words]

@@ -12,6 +12,9 @@ from torch._dynamo.testing import CompileCounter
 from polydit.core.backbones import DiT
 from polydit.core.backbones.dit4sr_sd3 import DiT4SR
 from polydit.core.conditioning import SideBranch, StreamDiT, TokenGroupDiT
+from polydit.core.conditioning.layer_group_dit import LayerGroupDiT
+from polydit.core.conditioning.layer_stack import LayerStackDiT
+from polydit.core.conditioning.reference_dit import ReferenceDiT
 
 TINY = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 32, "depth": 2, "num_heads": 2}
 SD3 = {
@@ -104,6 +107,17 @@ BACKBONES = {
         {**TINY, "conditions": {"edges": "shared"}, "position": "sincos", "num_classes": 5},
         dit_call(**LABELS, conditions={"edges": data(2, 4, 8, 8, seed=5)}),
     ),
+    "layer_groups": (
+        LayerGroupDiT,
+        {**TINY, "conditions": {"picture": 3}, "position": "rope"},
+        dit_call((2, 8, 8, 8), conditions={"picture": data(2, 3, 8, 8, seed=6)}),
+    ),
+    "layer_stack": (
+        LayerStackDiT,
+        {**TINY, "roles": ["flat", "line"], "position": "rope"},
+        dit_call((2, 4, 3, 8, 8), condition=data(2, 4, 8, 8, seed=6)),
+    ),
+    "references": (ReferenceDiT, {**TINY, "position": "rope"}, dit_call()),
     "dit4sr": (
         DiT4SR,
         {**SD3, "compat": "intended"},
@@ -118,6 +132,7 @@ BACKBONES = {
 }
 # Published weights hold parameters that their own forward does not use: what stays without gradient is listed.
 UNUSED = {
+    "references": ("reference_embed", "reference_offset"),  # no reference is given here
     "stream_published_text": ("control_k",),
     "dit4sr": (
         "attn2.add",

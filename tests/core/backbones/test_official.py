@@ -190,7 +190,7 @@ def test_wrong_keys_are_one_line(change, message):
 
 def test_unknown_system_and_argument_are_named():
     with pytest.raises(
-        PolyditError, match="'pixart' is not known; choose one of dit, dit4sr, lightningdit, sit"
+        PolyditError, match=r"'pixart' is not known; choose one of .*dit, .*lightningdit, .*sit"
     ):
         load_official("pixart", {})
     with pytest.raises(PolyditError, match="no argument 'width'"):

@@ -29,16 +29,6 @@ def page_file(tmp_path_factory) -> Path:
     return writer.text("page.html", before_after_page(pairs, "Colours"))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def colours(frame) -> np.ndarray:
     """The middle row of what is shown, with the labels and the knob of the divide left out."""
     shot = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"))
@@ -50,8 +40,8 @@ def share_of_red(frame) -> float:
     return float((row[:, 0] > row[:, 2]).mean())
 
 
-def test_slider_by_keyboard_and_mouse_offline(browser, page_file):
-    context = browser.new_context(offline=True, viewport={"width": 900, "height": 700})
+def test_slider_by_keyboard_and_mouse_offline(chromium, page_file):
+    context = chromium.new_context(offline=True, viewport={"width": 900, "height": 700})
     page = context.new_page()
     problems: list[str] = []
     requests: list[str] = []
@@ -88,8 +78,8 @@ def test_slider_by_keyboard_and_mouse_offline(browser, page_file):
     context.close()
 
 
-def test_without_javascript_both_pictures_are_there(browser, page_file):
-    context = browser.new_context(java_script_enabled=False, viewport={"width": 900, "height": 1200})
+def test_without_javascript_both_pictures_are_there(chromium, page_file):
+    context = chromium.new_context(java_script_enabled=False, viewport={"width": 900, "height": 1200})
     page = context.new_page()
     page.goto(page_file.as_uri())
     boxes = [page.get_by_alt_text(f"Colours: {name}").bounding_box() for name in ("Red", "Blue")]
