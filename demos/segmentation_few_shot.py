@@ -138,6 +138,7 @@ def few_shot_tab(session: PredictSession) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             editor = gr.ImageEditor(
+                format="png",
                 label="A support: paint over the thing",
                 type="pil",
                 image_mode="RGBA",

@@ -193,6 +193,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                 )
                 crowd = gr.Gallery(
                     [str(file) for file in people],
+                    format="png",
                     label="People",
                     show_label=False,
                     columns=4,
@@ -227,6 +228,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     picture.preprocess = lambda payload: payload.path if payload is not None else None
                 wardrobe = gr.Gallery(
                     [str(file) for file in garments],
+                    format="png",
                     label="Garments",
                     show_label=False,
                     columns=3,
