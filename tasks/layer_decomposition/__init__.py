@@ -35,6 +35,7 @@ EVALUATE_OPTIONS = (
     Option("--input", "path", None, "a corpus made by `polydit corpus build`", metavar="FOLDER"),
     Option("--count", "int", 60, "composites to measure", minimum=1),
     Option("--side", "int", 128, "side of the composites, in pixels", minimum=32),
+    Option("--effects", "str", "shadow", "what every object has", choices=("shadow", "reflection")),
     Option("--weights", "path", None, "folder of a saved pipeline; default: the small weights of the task"),
     Option("--lora", "path", None, "LoRA file to add to the weights", metavar="FILE"),
     Option("--lora-scale", "float", 1.0, "its strength; 0 is off"),

@@ -14,6 +14,7 @@ from ...core.errors import PolyditError
 from ...core.training.resume import resumable_loader
 from .mulan import MulanLayers, find_mulan
 from .real_pairs import RemovalPairs, find_rord
+from .shadows import ShadowOptions
 from .simulated import SimulatedLayers
 
 __all__ = ["LayerDecompData", "Mixed", "composite_options"]
@@ -72,6 +73,7 @@ class LayerDecompData(LightningDataModule):
         batch_size: pictures per step.
         bank: drawn cut-outs, and as many photographs, that samples combine; kept in memory.
         unlabelled: share of simulated samples that hide their foreground.
+        shadows: how shadows and reflections are drawn.
         num_workers: processes that prepare samples; 0 prepares them in the training process.
         samples_per_epoch: length of an epoch.
         seed: of all draws.
@@ -91,6 +93,7 @@ class LayerDecompData(LightningDataModule):
         batch_size: int = 8,
         bank: int = 4000,
         unlabelled: float = 0.0,
+        shadows: ShadowOptions = ShadowOptions(),  # noqa: B008 - read only; the parser shows its fields
         num_workers: int = 1,
         samples_per_epoch: int = 1_000_000,
         seed: int = 0,
@@ -99,7 +102,7 @@ class LayerDecompData(LightningDataModule):
         self.path, self.size, self.batch_size, self.bank = Path(path).expanduser(), size, batch_size, bank
         self.pairs_path, self.mulan_path, self.mulan_images = pairs_path, mulan_path, mulan_images
         self.real_share, self.unlabelled, self.num_workers = real_share, unlabelled, num_workers
-        self.samples_per_epoch, self.seed = samples_per_epoch, seed
+        self.samples_per_epoch, self.seed, self.shadows = samples_per_epoch, seed, shadows
         for name in ("real_share", "unlabelled"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PolyditError(f"--data.{name} {getattr(self, name)}: is a share, from 0 to 1")
@@ -125,12 +128,14 @@ class LayerDecompData(LightningDataModule):
                 self._compositor("train"),
                 self.samples_per_epoch,
                 self.bank,
-                None,
+                self.shadows,
                 True,
                 self.unlabelled,
                 self.seed,
             )
-            held_out = SimulatedLayers(self._compositor("val"), HELD_OUT, HELD_OUT, rough=False, seed=1)
+            held_out = SimulatedLayers(
+                self._compositor("val"), HELD_OUT, HELD_OUT, self.shadows, False, seed=1
+            )
         if self.pairs_path is not None:
             pairs = RemovalPairs(find_rord(self.pairs_path), self.size, self.seed)
             layers = Mixed(layers, pairs, self.real_share, self.samples_per_epoch, self.seed)

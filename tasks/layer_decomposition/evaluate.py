@@ -30,6 +30,12 @@ __all__ = ["Scene", "biharmonic", "evaluate", "measure", "run", "scenes"]
 HIDDEN = 0.02
 """Where the true alpha is above this, the background is hidden or shaded, and it is measured there."""
 
+EFFECTS = {
+    "shadow": ShadowOptions(shadow=1.0),
+    "reflection": ShadowOptions(shadow=0.0, contact=0.0, reflection=1.0),
+}
+"""What every object has, by the name on the command line."""
+
 COLUMNS = {
     "recomposition": "recomposition dB",
     "background": "background dB",
@@ -61,11 +67,16 @@ class Scene:
     alpha: NDArray[np.float32]
 
 
-def scenes(root: Path, count: int, side: int, seed: int, split: str = "reserved") -> Iterator[Scene]:
-    """Composites with shadows of a corpus' reserved cut-outs over its reserved photographs, always the same."""
+def scenes(
+    root: Path, count: int, side: int, seed: int, split: str = "reserved", effects: str = "shadow"
+) -> Iterator[Scene]:
+    """Composites with shadows of a corpus' reserved cut-outs over its reserved photographs, always the same.
+
+    With ``effects="reflection"`` every object has a reflection instead.
+    """
     options = composite_options(color=0.0, background_blur=0.0)
     compositor = Compositor.from_corpus(root, split, side, options, allow_reserved=True, cache_megabytes=400)
-    shadows = ShadowOptions(shadow=1.0)  # every object has one
+    shadows = EFFECTS[effects]
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         photo = compositor.photos[rng.integers(len(compositor.photos))]
@@ -118,6 +129,7 @@ def evaluate(
     seed: int = 0,
     steps: int = 1,
     split: str = "reserved",
+    effects: str = "shadow",
     sheet: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[dict[str, float]], list[list[Pixels]]]:
@@ -131,6 +143,7 @@ def evaluate(
         seed: of composites and noise.
         steps: denoising steps.
         split: of the corpus.
+        effects: what objects have, in :data:`EFFECTS`.
         sheet: show the first so many.
         progress: called with (done, all).
 
@@ -138,7 +151,7 @@ def evaluate(
         The figures of each, and rows of pictures: composite, background, foreground, true background and biharmonic.
     """
     rows, shown = [], []
-    for number, scene in enumerate(scenes(root, count, side, seed, split)):
+    for number, scene in enumerate(scenes(root, count, side, seed, split, effects)):
         begin = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
         made = pipe(scene.image, scene.mask, num_inference_steps=steps, generator=generator)
@@ -184,6 +197,7 @@ def run(options: Namespace) -> int:
         options.side,
         options.seed,
         options.steps,
+        effects=options.effects,
         sheet=6 if options.sheet else 0,
     )
     means = {name: float(np.mean([row[name] for row in rows])) for name in [*COLUMNS, "seconds"]}

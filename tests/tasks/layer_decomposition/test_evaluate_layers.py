@@ -93,3 +93,12 @@ def test_the_command(tiny, corpus: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_scene_needs_a_corpus(tmp_path: Path):
     with pytest.raises(PolyditError, match="no corpus is here"):
         next(scenes(tmp_path, 1, 64, 0))
+
+
+def test_scenes_with_reflections_have_no_shadow(corpus: Path):
+    for scene in scenes(corpus, 4, 64, 1, effects="reflection"):
+        rows = np.flatnonzero((scene.mask > 0).any(1))
+        beside = (scene.mask == 0) & (scene.alpha > 0.1) & (np.arange(64) < rows[-1] - 2)[:, None]
+        assert beside.mean() < 0.01  # the rim of the object only
+    shaded = next(scenes(corpus, 1, 64, 1))
+    assert (shaded.alpha != next(scenes(corpus, 1, 64, 1, effects="reflection")).alpha).any()
