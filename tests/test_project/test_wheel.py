@@ -22,6 +22,11 @@ SHIPPED = [
     task for task in find_tasks()[0].values() if task.weights_folder() and task.module.startswith("polydit.")
 ]
 
+ALSO_NEEDED = {
+    "layer-decomposition": ("--mask", "mask.png"),
+    "virtual-try-on": ("--garment", "picture.png", "--mask", "mask.png"),
+}
+
 
 def copy_sources(root: Path, target: Path) -> Path:
     """What a commit would hold: building must not see, or leave, anything in the work tree."""
@@ -138,7 +143,11 @@ def test_the_command_works_beside_folders_named_like_ours(python: Path, run: Cal
 )
 def test_predict_with_the_shipped_weights(task, python: Path, run: Callable, tmp_path: Path):
     Image.effect_mandelbrot((24, 20), (-2, -1.2, 0.8, 1.2), 50).save(tmp_path / "picture.png")
-    done = run(python.with_name("polydit"), task.name, "predict", "--input", "picture.png", "--output", "out")
+    mask = Image.new("L", (24, 20))
+    mask.paste(255, (8, 5, 16, 15))
+    mask.save(tmp_path / "mask.png")
+    words = [task.input_flag, "picture.png", *ALSO_NEEDED.get(task.name, ()), "--output", "out"]
+    done = run(python.with_name("polydit"), task.name, "predict", *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/results.json").is_file()
     assert list((tmp_path / "out").glob("picture*"))

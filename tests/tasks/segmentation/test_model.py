@@ -23,7 +23,7 @@ from polydit.tasks.segmentation.formulation import Formulation
 from polydit.tasks.segmentation.model import Segmentation
 
 
-def learned(data, steps: int = 90, **parts) -> float:
+def learned(data, steps: int = 60, **parts) -> float:
     """Loss of the mask half that a tiny network reaches when ``data(generator)`` gives (input, scales, target)."""
     torch.manual_seed(0)
     model = DichotomousDiT(
@@ -57,12 +57,13 @@ def blobs(generator):
 
 def test_what_only_the_edge_half_sees_reaches_the_mask_by_interaction():
     def data(generator):
-        picture = blobs(generator)
+        sign = torch.randint(2, (16, 1, 1, 1), generator=generator) * 2.0 - 1
+        picture = sign.expand(-1, 1, 8, 8)
         x = torch.cat([torch.zeros_like(picture), picture])
         return torch.cat([x, 0 * x], dim=1), None, torch.cat([picture] * 2)
 
     assert learned(data, interact=True, scales=0) < 0.2
-    assert learned(data, interact=False, scales=0) > 0.6
+    assert learned(data, interact=False, scales=0) > 0.8
 
 
 def test_what_only_the_smaller_pictures_show_reaches_the_mask_by_injection():
