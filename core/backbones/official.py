@@ -24,6 +24,7 @@ SYSTEMS: dict[str, str] = {
     "pdfnet": ".official_pdfnet",
     "diffdis": ".diffdis_unet",
     "diffews": ".diffews_unet",
+    "dit_ic": ".official_dit_ic",
 }
 
 

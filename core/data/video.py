@@ -1,22 +1,26 @@
-"""Reading video files frame by frame."""
+"""Reading video frame by frame: files, folders of frames, animated pictures, all as one kind of source."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PolyditError
+from .high_dynamic_range import TRANSFERS, to_standard
 
-__all__ = ["Frame", "VideoReader", "is_video"]
+__all__ = ["FolderReader", "Frame", "FrameSource", "VideoReader", "is_video", "open_frames"]
 
 UNSPECIFIED = 2  # ffmpeg's AVCOL_SPC_UNSPECIFIED
+FULL_RANGE = 2  # and AVCOL_RANGE_JPEG
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,58 @@ class Frame:
     time: Fraction
 
 
+class FrameSource(Protocol):
+    """What every reader of frames offers; a context manager that is iterated once, one frame in memory at a time.
+
+    Attributes:
+        path: what it reads.
+        width: of the upright frames.
+        height: of the upright frames.
+        rate: frames per second, on average.
+        frames: how many there are by the source's own account; 0 if it does not say.
+        has_audio: whether there is sound.
+        full_range: whether the picture's levels are stored as 0..255 instead of 16..235.
+    """
+
+    path: Path
+    width: int
+    height: int
+    rate: Fraction
+    frames: int
+    has_audio: bool
+    full_range: bool
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames, in order."""
+
+    def __enter__(self) -> FrameSource:
+        """Itself."""
+
+    def __exit__(self, *failure: object) -> None:
+        """Close what is open."""
+
+    def notes(self) -> list[str]:
+        """What the user should know of what has been read so far, a clause each; often nothing."""
+
+
 class VideoReader:
-    """Frames of a video file in order, one in memory at a time; a context manager.
+    """Frames of a video file in order, one in memory at a time; a `FrameSource`.
+
+    Turned phone videos are set upright. Pictures of more than 8 bits are rounded to 8; those in PQ or HLG (high
+    dynamic range) are mapped to what a common screen shows. `notes` says so.
 
     Args:
-        path: mp4, mov, mkv, webm, avi: what PyAV reads.
+        path: mp4, mov, mkv, webm, avi, gif: what PyAV reads.
 
     Attributes:
         width, height: of the upright frames.
         rate: frames per second, on average.
         frames: how many there are by the file's own account or by its duration; 0 if it does not say.
         has_audio: whether there is sound.
+        full_range: whether its levels are stored as 0..255.
+        bits: of a stored level.
+        done: frames read so far.
+        variable_rate: whether the frames read so far came at uneven times.
 
     Raises:
         PolyditError: PyAV is not installed; the file is missing, empty, damaged, or has no picture.
@@ -55,6 +100,9 @@ class VideoReader:
             raise PolyditError(f"{self.path}: no such file; check the path")
         if self.path.stat().st_size == 0:
             raise PolyditError(f"{self.path}: is empty (0 bytes); replace the file")
+        self.done, self.variable_rate, self._ended = 0, False, False
+        self.transfer: str | None = None
+        self.bits, self.full_range = 8, False
         try:
             self.container = self.av.open(str(self.path))
         except (OSError, ValueError, self.av.FFmpegError) as error:
@@ -64,6 +112,9 @@ class VideoReader:
                 raise PolyditError(f"{self.path}: holds no video; give a video file")
             self.stream = self.container.streams.video[0]
             self.stream.thread_type = "AUTO"
+            self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
+            seconds = (self.container.duration or 0) / self.av.time_base
+            self.frames: int = self.stream.frames or round(seconds * self.rate)
             self._frames = self._decode()
             try:
                 self._first: Frame | None = next(self._frames)
@@ -75,17 +126,12 @@ class VideoReader:
             self.container.close()
             raise
         self.height, self.width = self._first.pixels.shape[:2]
-        self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
         self.has_audio = bool(self.container.streams.audio)
-        seconds = (self.container.duration or 0) / self.av.time_base
-        self.frames: int = self.stream.frames or round(seconds * self.rate)
 
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         with contextlib.suppress(self.av.FFmpegError):
             self.container.close()
 
@@ -93,39 +139,139 @@ class VideoReader:
         """The frames, once.
 
         Raises:
-            PolyditError: the file is cut short or damaged.
+            PolyditError: the file is cut short or damaged; it says how many frames were read before.
         """
         if self._first is not None:
             first, self._first = self._first, None
             yield first
         yield from self._frames
 
+    def notes(self) -> list[str]:
+        """What the user should know of what has been read so far, a clause each."""
+        said = []
+        if self.transfer is not None:
+            said.append(f"high dynamic range ({self.transfer}) was mapped to a common screen's")
+        elif self.bits > 8:
+            said.append(f"{self.bits}-bit levels were rounded to 8 bits")
+        if self.variable_rate:
+            said.append("its frame rate varies")
+        if self._ended and self.stream.frames and self.done < self.stream.frames:
+            said.append(f"it announces {self.stream.frames} frames and ends after {self.done}")
+        return said
+
     def _decode(self) -> Iterator[Frame]:
         previous: Fraction | None = None
+        step = 1 / self.rate
         try:
             for frame in self.container.decode(self.stream):
-                # Where nothing is said, players take high-definition pictures for BT.709; swscale would take BT.601.
-                untold = int(frame.colorspace) == UNSPECIFIED and min(frame.width, frame.height) >= 720
-                pixels = frame.to_ndarray(format="rgb24", **({"src_colorspace": "ITU709"} if untold else {}))
+                pixels = self._pixels(frame)
                 # Phones store how the camera was held instead of turning the pixels.
                 turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                step = 1 / Fraction(self.stream.average_rate or 25)
                 if frame.pts is not None and frame.time_base is not None:
                     time = frame.pts * Fraction(frame.time_base)
                 else:
                     time = previous + step if previous is not None else Fraction(0)
                 if previous is not None and time <= previous:
                     time = previous + step  # time runs forward, whatever the file says
+                if previous is not None and abs(time - previous - step) > step / 4:
+                    self.variable_rate = True
                 previous = time
+                self.done += 1
                 yield Frame(np.ascontiguousarray(np.rot90(pixels, turns)), time)
+            self._ended = True
         except self.av.FFmpegError as error:
             raise self._damaged(error) from error
 
+    def _pixels(self, frame: Any) -> NDArray[np.uint8]:
+        if not self.done:
+            self.bits = frame.format.components[0].bits
+            self.full_range = int(frame.color_range) == FULL_RANGE
+            self.transfer = TRANSFERS.get(int(frame.color_trc))
+        if self.transfer is not None:
+            return to_standard(frame.to_ndarray(format="rgb48le"), self.transfer)
+        # Where nothing is said, players take high-definition pictures for BT.709; swscale would take BT.601.
+        untold = int(frame.colorspace) == UNSPECIFIED and min(frame.width, frame.height) >= 720
+        pixels: NDArray[np.uint8] = frame.to_ndarray(
+            format="rgb24", **({"src_colorspace": "ITU709"} if untold else {})
+        )
+        return pixels
+
     def _damaged(self, error: Exception) -> PolyditError:
         reason = getattr(error, "strerror", None) or str(error)
+        read = ""
+        if self.done:
+            read = f" after {self.done} frames" + (f" of {self.frames}" if self.frames else "")
         return PolyditError(
-            f"{self.path}: not a video that can be read, or cut short ({reason}); replace the file"
+            f"{self.path}: not a video that can be read, or cut short{read} ({reason}); replace the file"
         )
+
+
+class FolderReader:
+    """Frames of a folder of pictures, in the order of their names; a `FrameSource`.
+
+    Args:
+        path: the folder; ``00000.png``, ``00001.png``, ... as data sets have them.
+        rate: frames per second to assume.
+
+    Raises:
+        PolyditError: the folder holds no pictures; while iterating: one is unreadable or of another size.
+    """
+
+    has_audio = False
+    full_range = False
+
+    def __init__(self, path: str | Path, rate: Fraction | int = 25) -> None:
+        from .images import image_size, list_images
+
+        self.path, self.rate = Path(path), Fraction(rate)
+        self.files = sorted(list_images(self.path, recursive=False), key=_by_number)
+        self.frames = len(self.files)
+        self.width, self.height = image_size(self.files[0])
+
+    def __enter__(self) -> FolderReader:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames, in order."""
+        for number in range(self.frames):
+            yield Frame(self.frame(number), number / self.rate)
+
+    def frame(self, number: int) -> NDArray[np.uint8]:
+        """One frame, (H, W, 3) uint8."""
+        from .images import read_image, to_uint8
+
+        pixels = to_uint8(read_image(self.files[number])[0])
+        if pixels.shape[:2] != (self.height, self.width):
+            raise PolyditError(
+                f"{self.files[number]}: is {pixels.shape[1]}x{pixels.shape[0]} and the first frame of its folder "
+                f"{self.width}x{self.height}; a folder of frames has one size"
+            )
+        return pixels
+
+    def notes(self) -> list[str]:
+        """Nothing."""
+        return []
+
+
+def _by_number(file: Path) -> list[tuple[int, str]]:
+    """So that frame 10 comes after frame 9 where names have no leading zeros."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)]
+
+
+def open_frames(path: str | Path, rate: Fraction | int = 25) -> FrameSource:
+    """A reader of a video file or of a folder of frames.
+
+    Args:
+        path: file or folder.
+        rate: frames per second of a folder, which has none.
+
+    Raises:
+        PolyditError: see `VideoReader` and `FolderReader`.
+    """
+    return FolderReader(path, rate) if Path(path).is_dir() else VideoReader(path)
 
 
 def is_video(path: Path) -> bool:

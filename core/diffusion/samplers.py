@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .parameterization import Denoise, Parameterization
+from .runs import sampling_run
 from .timesteps import shift_time, unshift_time
 
 if TYPE_CHECKING:
@@ -128,24 +129,26 @@ def sample(
         return raw, parameterization.velocity(raw, x_t, t_batch).to(x_t.dtype), t_batch
 
     x_t = init
-    for index, (t, t_next) in enumerate(pairwise(times)):
-        raw, velocity, t_batch = ask(x_t, t)
-        asked, dt = x_t, t_next - t
-        if method == "sde":
-            score = parameterization.read(raw, x_t, t_batch, "score")
-            w = noise_scale * float(path.sigma(torch.tensor(t, dtype=torch.float64)))
-            x_t = x_t + (velocity - w * score) * dt
-            if index < total - 1:
-                x_t = x_t + (2 * w * -dt) ** 0.5 * draw_noise(x_t, generator)
-        elif method == "heun" and t_next > 0:
-            _, ahead, _ = ask(x_t + velocity * dt, t_next)
-            x_t = x_t + (velocity + ahead) * (dt / 2)
-        else:
-            x_t = x_t + velocity * dt
-        if callback is not None:
-            x0 = parameterization.x0(raw, asked, t_batch)
-            replaced = callback(Step(index, total, t, t_next, x_t, x0))
-            x_t = x_t if replaced is None else replaced
+    with sampling_run(total) as at:
+        for index, (t, t_next) in enumerate(pairwise(times)):
+            at(index)
+            raw, velocity, t_batch = ask(x_t, t)
+            asked, dt = x_t, t_next - t
+            if method == "sde":
+                score = parameterization.read(raw, x_t, t_batch, "score")
+                w = noise_scale * float(path.sigma(torch.tensor(t, dtype=torch.float64)))
+                x_t = x_t + (velocity - w * score) * dt
+                if index < total - 1:
+                    x_t = x_t + (2 * w * -dt) ** 0.5 * draw_noise(x_t, generator)
+            elif method == "heun" and t_next > 0:
+                _, ahead, _ = ask(x_t + velocity * dt, t_next)
+                x_t = x_t + (velocity + ahead) * (dt / 2)
+            else:
+                x_t = x_t + velocity * dt
+            if callback is not None:
+                x0 = parameterization.x0(raw, asked, t_batch)
+                replaced = callback(Step(index, total, t, t_next, x_t, x0))
+                x_t = x_t if replaced is None else replaced
     return x_t
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import PolyditError
 from .parameterization import Denoise, Parameterization
 from .paths import DiscretePath, LinearPath, Path, VariancePreserving
+from .runs import sampling_run
 from .samplers import Callback, Generators, Step
 
 if TYPE_CHECKING:
@@ -154,20 +155,22 @@ def with_scheduler(
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
 
-    for index in range(first, levels.total):
-        timestep, t = scheduler.timesteps[index], levels.time(index)
-        x_t = levels.unit_state(x, index) * levels.to_network(index)
-        t_batch = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
-        raw = denoise(x_t, parameterization.model_timestep(t_batch)).to(x.dtype)
-        answer = levels.answer(raw, x_t, t_batch, index, parameterization)
-        if str(scheduler.config.get("variance_type", "")).startswith("learned"):
-            answer = torch.cat([answer, raw[:, x.shape[1] :]], dim=1)
-        x = scheduler.step(answer, timestep, x, **options, return_dict=False)[0]
-        if callback is not None:
-            t_next = levels.time(index + 1) if index + 1 < levels.total else 0.0
-            x0 = parameterization.x0(raw, x_t, t_batch)
-            replaced = callback(Step(index - first, levels.total - first, t, t_next, x, x0))
-            x = x if replaced is None else replaced
+    with sampling_run(levels.total - first) as at:
+        for index in range(first, levels.total):
+            at(index - first)
+            timestep, t = scheduler.timesteps[index], levels.time(index)
+            x_t = levels.unit_state(x, index) * levels.to_network(index)
+            t_batch = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
+            raw = denoise(x_t, parameterization.model_timestep(t_batch)).to(x.dtype)
+            answer = levels.answer(raw, x_t, t_batch, index, parameterization)
+            if str(scheduler.config.get("variance_type", "")).startswith("learned"):
+                answer = torch.cat([answer, raw[:, x.shape[1] :]], dim=1)
+            x = scheduler.step(answer, timestep, x, **options, return_dict=False)[0]
+            if callback is not None:
+                t_next = levels.time(index + 1) if index + 1 < levels.total else 0.0
+                x0 = parameterization.x0(raw, x_t, t_batch)
+                replaced = callback(Step(index - first, levels.total - first, t, t_next, x, x0))
+                x = x if replaced is None else replaced
     return x
 
 

@@ -82,15 +82,15 @@ class Formulation:
         Args:
             picture: see above.
             space: the autoencoder.
-            context: (B, 1, H, W) in [0, 1]; NaN, or None for all, where nothing is known.
+            context: (B, 1, H, W) in [0, 1]; 0.5, or None for all, where nothing is known.
 
         Returns:
             ``picture`` (B, C, h, w), and ``scales``, its latents at 1/2, 1/4 and so on.
         """
         latents = space.encode(picture)
         if self.context:
-            known = torch.full_like(latents[:, :1], float("nan")) if context is None else context * 2 - 1
-            latents = torch.cat([latents, known.nan_to_num(0.0).to(latents.dtype)], dim=1)
+            known = torch.zeros_like(latents[:, :1]) if context is None else context * 2 - 1
+            latents = torch.cat([latents, known.to(latents.dtype)], dim=1)
         smaller = [
             space.encode(F.interpolate(picture, scale_factor=0.5**k, mode="bilinear", antialias=True))
             for k in range(1, self.scales + 1)

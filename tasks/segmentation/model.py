@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,7 @@ class Segmentation(DiffusionModule):
     def losses(self, batch: Any, first: int | None = None) -> tuple[dict[str, Tensor], ObjectiveOutput]:
         """Those of the objective, on a batch that has been mixed."""
         if first is None and self.cut_mix:
-            seed = int(torch.randint(2**62, ()))
-            batch = cut_mix(batch, self.cut_mix, torch.Generator().manual_seed(seed))
+            batch = cut_mix(batch, self.cut_mix, self._rng(0))
         return super().losses(batch, first)
 
     def draw(self, x0: Tensor, first: int | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -134,9 +134,14 @@ class Segmentation(DiffusionModule):
         noise, t = super().draw(x0, first)
         if self.pyramid and first is None:
             noise = torch.randn_like(x0) if noise is None else noise
-            seed = int(noise.flatten()[0].double().cpu().view(torch.int64)) & (2**62 - 1)
-            noise = pyramid_noise(noise, generator=torch.Generator().manual_seed(seed))
+            noise = pyramid_noise(noise, rng=self._rng(1))
         return noise, t
+
+    def _rng(self, purpose: int) -> np.random.Generator:
+        """Draws that belong to the step, so that a resumed run repeats them."""
+        seed = random.getrandbits(62) if self._noise_seed is None else self._noise_seed
+        rank = 0 if self._trainer is None else self.trainer.global_rank
+        return np.random.default_rng((seed, self.samples_seen, rank, purpose))
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Clean data of mask and edges."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +13,7 @@ __all__ = ["cut_mix", "pyramid_noise"]
 
 
 def pyramid_noise(
-    noise: Tensor, discount: float = 0.8, levels: int = 10, generator: torch.Generator | None = None
+    noise: Tensor, discount: float = 0.8, levels: int = 10, rng: np.random.Generator | None = None
 ) -> Tensor:
     """White noise plus enlarged noise of ever coarser grids, scaled to a standard deviation of one.
 
@@ -20,17 +21,19 @@ def pyramid_noise(
         noise: the finest level, standard normal (B, C, h, w).
         discount: level i counts ``discount ** i``.
         levels: at most; it ends where a grid is down to one cell.
-        generator: source of the coarser levels and of the ratios of their sizes, each in [2, 4].
+        rng: source of the coarser levels and of the ratios of their sizes, each in [2, 4].
 
     Returns:
         Like ``noise``; each sample has a standard deviation of one.
     """
+    rng = np.random.default_rng() if rng is None else rng
     height, width = noise.shape[-2:]
     total, rows, columns = noise.clone(), float(height), float(width)
     for level in range(1, levels):
-        ratio = 2 + 2 * float(torch.rand((), generator=generator))
+        ratio = 2 + 2 * rng.random()
         rows, columns = max(1.0, rows / ratio), max(1.0, columns / ratio)
-        grid = torch.randn(*noise.shape[:2], int(rows), int(columns), generator=generator).to(noise)
+        drawn = rng.standard_normal((*noise.shape[:2], int(rows), int(columns)), np.float32)
+        grid = torch.from_numpy(drawn).to(noise)
         total += discount**level * F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
         if rows == columns == 1:
             break
@@ -40,7 +43,7 @@ def pyramid_noise(
 def cut_mix(
     batch: Mapping[str, Tensor],
     probability: float = 0.5,
-    generator: torch.Generator | None = None,
+    rng: np.random.Generator | None = None,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 3.33),
 ) -> dict[str, Tensor]:
@@ -49,19 +52,20 @@ def cut_mix(
     Args:
         batch: maps (B, C, H, W) of one size; other tensors pass.
         probability: that a sample gets a box. With an odd number of samples the last one is left alone.
-        generator: source of the draws.
+        rng: source of the draws.
         area: least and largest share of the picture.
         aspect: least and largest height over width.
 
     Returns:
         The batch with new tensors.
     """
+    rng = np.random.default_rng() if rng is None else rng
     maps = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4}
     mixed = {**batch, **{name: value.clone() for name, value in maps.items()}}
     height, width = next(iter(maps.values())).shape[-2:]
     count = len(next(iter(maps.values())))
     for row in range(count - count % 2):
-        draws = torch.rand(5, generator=generator).tolist()
+        draws = rng.random(5).tolist()
         if draws[0] >= probability:
             continue
         share = area[0] + (area[1] - area[0]) * draws[1]

@@ -84,7 +84,7 @@ class CompositeSamples(Dataset[dict[str, Tensor]]):
         sample = as_sample(drawn.image, drawn.alpha)
         if self.tiles is not None:
             known = coarse_context(sample["mask"], rng) if is_tile and rng.random() < 0.95 else None
-            sample["context"] = torch.full_like(sample["mask"], float("nan")) if known is None else known
+            sample["context"] = torch.full_like(sample["mask"], 0.5) if known is None else known
         return sample
 
 
@@ -155,7 +155,7 @@ class FolderSamples(Dataset[dict[str, Tensor]]):
         sample = as_sample(colours, resized[1], resized[2])
         if self.tiles is not None:
             known = coarse_context(sample["mask"], rng) if is_tile and rng.random() < 0.95 else None
-            sample["context"] = torch.full_like(sample["mask"], float("nan")) if known is None else known
+            sample["context"] = torch.full_like(sample["mask"], 0.5) if known is None else known
         return sample
 
 

@@ -25,7 +25,7 @@ def pipe() -> SegmentationPipeline:
         pairs = [disc(32, 32, 8 * step + k) for k in range(8)]
         picture = torch.stack([torch.from_numpy(p).permute(2, 0, 1).float() / 127.5 - 1 for p, _ in pairs])
         mask = torch.stack([torch.from_numpy(m)[None].float() / 255 for _, m in pairs])
-        context = torch.full_like(mask, float("nan")) if step % 2 else mask
+        context = torch.full_like(mask, 0.5) if step % 2 else mask
         condition = FORM.condition(picture, Pixels, context)
         target = FORM.target(mask, 0 * mask, Pixels)
         raw = FORM.predict(model, torch.zeros_like(target), torch.full((8,), 1000.0), condition, objective)

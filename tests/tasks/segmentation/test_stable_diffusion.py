@@ -98,7 +98,6 @@ def test_check_runs_on_a_folder(folder, tmp_path, capsys, monkeypatch):
     words = ["segmentation", "check", "--config", str(CONFIGS / "diffdis_sd.yaml"), SOURCE, str(folder)]
     data = {"path": "DIS5K", "size": 64, "batch_size": 2, "num_workers": 0}
     size = [f"--data.init_args.{name}={value}" for name, value in data.items()]
-    size += ["--model.init_args.pyramid=false", "--model.init_args.cut_mix=0"]
     assert main([*words, *size, *CPU]) == 0
 
 
