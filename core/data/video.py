@@ -155,8 +155,10 @@ class VideoReader:
             said.append(f"{self.bits}-bit levels were rounded to 8 bits")
         if self.variable_rate:
             said.append("its frame rate varies")
-        if self._ended and self.stream.frames and self.done < self.stream.frames:
-            said.append(f"it announces {self.stream.frames} frames and ends after {self.done}")
+        # Where the container does not count, its duration only says about how many there are.
+        guess = 0 if self.variable_rate else 0.95 * self.frames - 2
+        if self._ended and self.done < (self.stream.frames or guess):
+            said.append(f"it announces {self.frames} frames and ends after {self.done}")
         return said
 
     def _decode(self) -> Iterator[Frame]:
