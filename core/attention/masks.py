@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,14 +45,19 @@ def band_mask(length: int, radius: int) -> Tensor:
 
 def block_mask(sizes: Sequence[int]) -> Tensor:
     """(N, N), block-diagonal: consecutive runs of tokens that see only themselves."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    owner = _owner(sizes)
     return owner[:, None] == owner[None]
 
 
 def group_mask(sizes: Sequence[int], allowed: Tensor) -> Tensor:
     """(N, N) from a group-to-group table: ``allowed[i, j]`` says whether group i may look at group j."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    owner = _owner(sizes)
     return allowed.bool().cpu()[owner[:, None], owner[None]]
+
+
+def _owner(sizes: Sequence[int]) -> Tensor:
+    """(N,): the number of each token's group."""
+    return torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
 
 
 def text_joint_mask(image_mask: Tensor, text_tokens: int, text_first: bool = True) -> Tensor:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..adapters.group import TokenLayout, token_layout
@@ -79,7 +81,7 @@ def forward_pretrained_groups(
 def _in_turn(
     model: PretrainedTransformer,
     groups: Sequence[TokenGroup],
-    table: Tensor,
+    table: NDArray[np.bool_],
     order: Sequence[int],
     outputs: Sequence[str],
     residuals: Mapping[str, Sequence[Tensor | None]],
@@ -242,7 +244,7 @@ def _is_row(groups: Sequence[TokenGroup], grids: Sequence[tuple[int, ...]], axis
     return True
 
 
-def _order(between: Tensor) -> list[int] | None:
+def _order(between: NDArray[np.bool_]) -> list[int] | None:
     """An order in which every group looks only at itself and at groups before it; None if there is none."""
     left, order = list(range(len(between))), []
     while left:
@@ -254,7 +256,7 @@ def _order(between: Tensor) -> list[int] | None:
     return order
 
 
-def _needed(table: Tensor, wanted: Sequence[bool]) -> list[bool]:
+def _needed(table: NDArray[np.bool_], wanted: Sequence[bool]) -> list[bool]:
     """Groups that are wanted, or looked at by one that is needed."""
     needed = list(wanted)
     for _ in needed:

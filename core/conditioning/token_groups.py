@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..adapters.group import TokenLayout, token_layout
@@ -85,15 +87,16 @@ def separate(names: Sequence[str], conditions: Sequence[str]) -> dict[str, tuple
     return {c: tuple(n for n in names if n == c or n not in conditions) for c in conditions}
 
 
-def allowed_table(names: Sequence[str], looks: Looks | None = None) -> Tensor:
-    """Boolean (G, G): row i may look at column j."""
+def allowed_table(names: Sequence[str], looks: Looks | None = None) -> NDArray[np.bool_]:
+    """(G, G): row i may look at column j.
+
+    An array and not a tensor: its values decide what is run, also where tensors have shapes alone.
+    """
     looks = looks or {}
     unknown = (set(looks) | {n for row in looks.values() for n in row}) - set(names)
     if unknown:
         raise ValueError(f"looks names {', '.join(sorted(unknown))}; the groups are {', '.join(names)}")
-    table = torch.tensor(
-        [[other in looks.get(name, names) for other in names] for name in names], dtype=torch.bool
-    )
+    table = np.array([[other in looks.get(name, names) for other in names] for name in names], bool)
     blind = [name for name, row in zip(names, table, strict=True) if not row.any()]
     if blind:
         raise ValueError(f"group {', '.join(blind)} may look at nothing: attention needs at least one group")
@@ -238,7 +241,7 @@ def forward_groups(
 def _run(
     dit: DiT,
     groups: Sequence[TokenGroup],
-    table: Tensor | None,
+    table: NDArray[np.bool_] | None,
     extra: tuple[Tensor | None, Tensor | None],
     context: Tensor | None,
     context_mask: Tensor | None,
@@ -261,7 +264,7 @@ def _run(
         c = vectors = dit.embed_condition(
             torch.stack([e.timestep for e in embedded], dim=1), *extra
         )  # (B, G, D)
-        owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(x.device)
+        owner = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(x.device)
     rope = None
     if dit.rotary is not None:
         axes = len(dit.rotary.axes_dim)
@@ -270,9 +273,9 @@ def _run(
     mask = None
     if table is not None and not table.all():
         every = [*sizes, *cached_sizes]
-        square = torch.ones(len(every), len(every), dtype=torch.bool)
+        square = np.ones((len(every), len(every)), bool)
         square[: len(sizes)] = table
-        mask = group_mask(every, square)[: sum(sizes)].to(x.device)  # (N, N + cached)
+        mask = group_mask(every, torch.from_numpy(square))[: sum(sizes)].to(x.device)  # (N, N + cached)
     _check_windows(dit, embedded, mask, cached_sizes)
     grids = [e.grid for e in embedded]
     with token_layout(layout):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ __all__ = ["LoaderReport", "inspect_loader", "loaders_of"]
 
 SAMPLES, SECONDS = 32, 10.0
 """So many samples are looked at one by one, spread over the data, or as many as this time allows."""
+BATCHES = 100_000
+"""So many are searched for the one that an odd sample comes in."""
 SHOWN = 10
 """Failing samples that are told apart; the others are counted."""
 
@@ -93,12 +96,12 @@ def _samples(loader: Any, report: LoaderReport) -> list[Any]:
         report.problems.append(f"{report.name} data: holds no samples")
         return []
     count, end = min(SAMPLES, total), time.monotonic() + SECONDS
-    found: list[Any] = []
+    found: dict[int, Any] = {}
     failed: dict[str, int] = {}
     for number in range(count):
         index = number * (total - 1) // max(count - 1, 1)
         try:
-            found.append(data[index])
+            found[index] = data[index]
         except Exception as error:  # of whoever wrote the data set; training would end with it
             failed.setdefault(_tell(error), index)
         if time.monotonic() > end:
@@ -109,19 +112,34 @@ def _samples(loader: Any, report: LoaderReport) -> list[Any]:
         report.problems.append(f"{report.name} data: {len(failed) - SHOWN} more samples fail")
     size = getattr(loader, "batch_size", None)
     if size and getattr(loader.collate_fn, "__name__", "") == "default_collate" and len(found) > 1:
-        _compare_shapes(found, report)
-    return found
+        _compare_shapes(loader, found, report)
+    return list(found.values())
 
 
-def _compare_shapes(samples: Sequence[Any], report: LoaderReport) -> None:
-    """Samples that cannot be stacked."""
-    shapes: dict[str, dict[tuple[int, ...], str]] = {}
-    for sample in samples:
+Shapes = dict[str, dict[tuple[int, ...], tuple[int, str]]]
+"""By key and shape: the first sample that had it, and what it says of itself."""
+
+
+def _shapes(samples: Mapping[int, Any]) -> Shapes:
+    shapes: Shapes = {}
+    for index, sample in samples.items():
         for key, value in _tensors(sample):
-            shapes.setdefault(key, {}).setdefault(tuple(value.shape), describe_batch(sample))
-    for key, seen in shapes.items():
+            shapes.setdefault(key, {}).setdefault(tuple(value.shape), (index, describe_batch(sample)))
+    return shapes
+
+
+def _compare_shapes(loader: Any, samples: Mapping[int, Any], report: LoaderReport) -> None:
+    """Samples that cannot be stacked, though a batch holds them; each batch may have a size of its own."""
+    odd = next((index for seen in _shapes(samples).values() for index, _ in list(seen.values())[1:]), None)
+    if odd is None:
+        return
+    batches = islice(getattr(loader, "batch_sampler", None) or (), BATCHES)
+    together = next((indices for indices in batches if odd in indices), ())
+    for key, seen in _shapes(
+        {i: samples[i] if i in samples else loader.dataset[i] for i in together}
+    ).items():
         if len(seen) > 1:
-            (first, _), (second, which) = list(seen.items())[:2]
+            (first, _), (second, (_, which)) = list(seen.items())[:2]
             where = f" ({which})" if which else ""
             report.problems.append(
                 f"{report.name} data: samples cannot make a batch, {key} is {first} in one and {second} in "
@@ -155,7 +173,7 @@ def _look_at_values(things: Sequence[Any], report: LoaderReport) -> None:
             if value.is_floating_point() and not torch.isfinite(value).all():
                 wrong.setdefault(f"{report.name} data: {key} holds NaN or infinity{where}")
                 continue
-            if "mask" not in key.lower() or not value.numel():
+            if "mask" not in key.lower().split("_") or not value.numel():
                 continue
             low, high = float(value.min()), float(value.max())
             if low < 0 or high > 1:

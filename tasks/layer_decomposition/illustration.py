@@ -86,6 +86,27 @@ def noise_gain(x_t: Tensor, t: Tensor, parameterization: Parameterization) -> Te
     return x_t * (alpha / (alpha**2 + sigma**2)).to(x_t)
 
 
+@torch.library.custom_op("polydit::reaches_border", mutates_args=())
+def reaches_border(area: Tensor) -> Tensor:
+    """The connected pieces of an area (B, 1, H, W), bool, that touch the border.
+
+    An operator of its own, so that a step can be rehearsed with shapes alone.
+    """
+    from scipy import ndimage
+
+    found = torch.empty_like(area, device="cpu")
+    for one, inside in zip(found[:, 0], area[:, 0].cpu().numpy(), strict=True):
+        regions, _ = ndimage.label(inside)
+        edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+        one.copy_(torch.from_numpy(np.isin(regions, np.unique(edge[edge > 0]))))
+    return found.to(area.device)
+
+
+@reaches_border.register_fake
+def _(area: Tensor) -> Tensor:
+    return torch.empty_like(area)
+
+
 HINTS = 2
 """Channels that :func:`hints` adds to a picture."""
 
@@ -100,13 +121,7 @@ def hints(picture: Tensor, width: int = 7) -> Tensor:
         picture: (B, 3, H, W) in [-1, 1].
         width: of the lines that the closing fills, in pixels; odd.
     """
-    from scipy import ndimage
-
-    outside = torch.empty_like(picture[:, :1])
-    for one, white in zip(outside, (picture.amin(1) > 0.9).cpu().numpy(), strict=True):
-        regions, _ = ndimage.label(white)
-        edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
-        one[0] = torch.from_numpy(np.isin(regions, np.unique(edge[edge > 0]))).to(one)
+    outside = reaches_border(picture.amin(1, keepdim=True) > 0.9).to(picture)
     luma = (picture * picture.new_tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     grown = F.max_pool2d(luma, width, 1, width // 2)
     closed = -F.max_pool2d(-grown, width, 1, width // 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from polydit.core.backbones import DiT
 from polydit.core.backbones.embedding import sincos_positions, sincos_table
 from polydit.core.conditioning import (
     Position,
@@ -373,3 +374,13 @@ def test_a_model_without_positions_cannot_move_a_group(make_dit, noise):
             make_dit(position="none"),
             [TokenGroup("target", noise(1, 3, 8, 8), position=Position(offset=2.0))],
         )
+
+
+def test_shapes_are_enough_to_run_groups():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        model = DiT(input_size=8, patch_size=2, in_channels=3, hidden_size=24, depth=1, num_heads=2)
+        groups = [TokenGroup(name, torch.empty(2, 3, 8, 8), timestep=torch.empty(2)) for name in ("t", "p")]
+        samples = forward_groups(model, groups, only_itself("p"), ("t",))
+    assert samples["t"].shape == (2, 3, 8, 8)

@@ -15,6 +15,7 @@ from polydit.core.backbones import DiT
 from polydit.core.commands.check import memory_table
 from polydit.core.task import TaskSpec
 from polydit.core.training import preflight
+from polydit.core.training.loader_check import inspect_loader
 from polydit.core.training.preflight import Preflight
 
 FAULTY = replace(TOY, datamodule="faulty:FaultyData")
@@ -232,3 +233,22 @@ def test_the_speed_of_a_device_is_measured():
 )
 def test_durations_are_short(seconds, text):
     assert preflight.format_short(seconds) == text
+
+
+class Sized(torch.utils.data.Dataset):
+    """Samples of 6 pixels in the first half, of 4 in the second."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        side = 6 if index < 4 else 4
+        return {"masked_person": torch.full((3, side, side), -1.0), "person_mask": torch.ones(1, side, side)}
+
+
+@pytest.mark.parametrize(("batch_size", "fits"), [(4, True), (3, False)])
+def test_each_batch_may_have_a_size_of_its_own(batch_size, fits):
+    report = inspect_loader(torch.utils.data.DataLoader(Sized(), batch_size), "train")
+    lines = [f"{key} is {shape}" for key, shape in (("masked_person", (3, 6, 6)), ("person_mask", (1, 6, 6)))]
+    assert len(report.problems) == (0 if fits else 2)
+    assert fits or all(line in "\n".join(report.problems) for line in lines)
