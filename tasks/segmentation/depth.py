@@ -105,6 +105,9 @@ def run(options: Namespace) -> int:
     Raises:
         PolyditError: an option is missing, or a map exists already.
     """
+    from rich.console import Console
+    from rich.progress import track
+
     from ...core.media import OutputWriter
 
     for option in ("input", "model", "output"):
@@ -112,7 +115,9 @@ def run(options: Namespace) -> int:
             raise PolyditError(f"--{option}: is missing; give a folder")
     model = DepthModel(options.model, options.device if options.device != "auto" else _device())
     writer = OutputWriter(options.output, overwrite=options.overwrite)
-    for path in list_images(options.input):
+    console = Console(stderr=True)
+    paths = list_images(options.input)
+    for path in track(paths, "pictures", console=console, disable=not console.is_terminal):
         depth = model(to_uint8(read_image(path)[0]))
         spread = max(float(np.ptp(depth)), 1e-12)
         writer.image(f"{path.stem}.png", np.rint((depth - depth.min()) / spread * 255).astype(np.uint8))

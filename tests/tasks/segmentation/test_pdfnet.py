@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import polydit
 from polydit.core.backbones.pdfnet import PDFNet, depth_edges
+from polydit.core.cli import main
 from polydit.core.data.composites import CompositeOptions, Compositor
 from polydit.core.errors import PolyditError
 from polydit.tasks.segmentation import pdfnet_losses as losses
@@ -330,6 +331,13 @@ def test_a_depth_network_of_transformers_is_run(tmp_path):
     assert depth.shape == (30, 61)
     assert np.isfinite(depth).all()
     assert depth.std() > 0
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "a.png")
+    words = ["segmentation", "depth", "--input", str(tmp_path / "in"), "--model", str(tmp_path / "net")]
+    assert main([*words, "--output", str(tmp_path / "depth")]) == 0
+    with Image.open(tmp_path / "depth" / "a.png") as written:
+        assert (written.size, written.mode, written.getextrema()) == ((61, 30), "L", (0, 255))
+    assert main([*words, "--output", str(tmp_path / "depth")]) == 2, "it is there already"
     (tmp_path / "net" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(PolyditError, match="no depth network"):
         open_depth(tmp_path / "net")
@@ -363,7 +371,6 @@ def test_all_that_is_trained_gets_a_gradient_and_depth_can_be_left_out():
 
 def test_from_a_config_to_a_mask(dis, tmp_path, monkeypatch, capsys):
     """fit, resume, load the pipeline that it leaves, predict: the commands that the README shows."""
-    from polydit.core.cli import main
 
     monkeypatch.chdir(tmp_path)
     config = Path(polydit.__file__).parent / "configs/segmentation/pdfnet_small.yaml"
