@@ -1,0 +1,92 @@
+"""Compression: pictures and video as small files, decoded to the same symbols on every machine.
+
+How a system codes latents of its own into a ``.pdc`` file:
+
+- `context.ContextModel` gives means and table indices of whole numbers, group by group, with convolutions over integers
+  (`integer.IntegerConv`); `tables.ProbabilityTables` counts bits while training, `rounding.Rounding` is the quantiser
+  of training. ``freeze()`` turns both into integers, and only those may decide what is decoded.
+- `entropy.RangeModels`, `Encoding` and `Decoding` write and read: each is a quantiser that a context model is called
+  with, and one instance may run through several models, one after the other. ``check`` is the CRC of the symbols.
+- `weights.identity_of` names the weights in the file.
+- `container.write_container` and `read_container` hold it together: a number for the codec in `container.CODECS`, which
+  names a module of this package with ``encode_file`` and ``decode_file`` (see `systems`); ``flags``, ``quality`` and
+  the section `container.PRIVATE` are the codec's own. `coding` and `picture_file` show all of it at work.
+"""
+
+from __future__ import annotations
+
+from ...core.task import Command, Option, System, TaskSpec
+
+__all__ = ["TASK"]
+
+_HERE = "polydit.tasks.compression"
+
+SOURCE = Option("source", "path", None, "the file to read", metavar="IN")
+TARGET = Option("output", "path", None, "the file to write", metavar="OUT")
+RATE_OPTIONS = (
+    Option("--quality", "float", 5.0, "from 1 (smallest) to 9 (best), fractions allowed"),
+    Option("--target-bpp", "float", None, "instead: the best quality within so many bits per pixel"),
+    Option(
+        "--target-size",
+        "str",
+        None,
+        "instead: the best quality within this size, such as 40kB",
+        metavar="SIZE",
+    ),
+    Option("--metadata", "bool", False, "keep EXIF and the colour profile"),
+)
+CODING_OPTIONS = (
+    Option("--weights", "path", None, "folder of a saved pipeline; default: the small weights of the task"),
+    Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
+    Option(
+        "--dtype", "str", "float32", "precision of what no bit depends on", choices=("float32", "bfloat16")
+    ),
+    Option("--overwrite", "bool", False, "replace the file if it is there already"),
+)
+
+TASK = TaskSpec(
+    name="compression",
+    package="compression",
+    summary="Pictures and video as small files.",
+    systems=(
+        System(
+            name="small",
+            title="PolyDiT small, a lapped transform with a learned context model",
+            arxiv=None,
+            config="small.yaml",
+            note="CPU default; weights in the package",
+            weights="demos/weights/compression",
+        ),
+    ),
+    module="polydit.core.training:DiffusionModule",
+    datamodule="lightning.pytorch:LightningDataModule",
+    pipeline=f"{_HERE}.pipeline:CompressionPipeline",
+    predict=f"{_HERE}.predict:predict_one",
+    demo="polydit.demos.compression:build",
+    default_weights="demos/weights/compression",
+    default_config="small.yaml",
+    predict_options=RATE_OPTIONS,
+    input_kinds=("image",),
+    outputs=("{stem}.pdc",),
+    commands=(
+        Command(
+            "encode",
+            "a picture or video as a .pdc file",
+            f"{_HERE}.command:encode",
+            (
+                SOURCE,
+                TARGET,
+                Option("--system", "str", None, "what codes; default: the small one for pictures or videos"),
+                *RATE_OPTIONS,
+                *CODING_OPTIONS,
+            ),
+        ),
+        Command(
+            "decode",
+            "a .pdc file as a picture or video",
+            f"{_HERE}.command:decode",
+            (SOURCE, TARGET, *CODING_OPTIONS),
+        ),
+    ),
+    subclass_mode=True,
+)

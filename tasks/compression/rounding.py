@@ -1,0 +1,48 @@
+"""What training and encoding do to values: whole residuals to a mean, with an eye on what they cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .context import MEAN_UNIT
+from .integer import round_through
+from .tables import ProbabilityTables
+
+__all__ = ["Rounding"]
+
+
+class Rounding:
+    """The quantiser of training and encoding: rounds, or takes the value one nearer to the mean where that costs less.
+
+    Args:
+        values: ordered coefficients in steps, (B, C, H, W).
+        tables: what bits are counted with.
+        thrift: squared error (in steps) that a saved bit is worth; 0 rounds.
+    """
+
+    def __init__(self, values: Tensor, tables: ProbabilityTables, thrift: float) -> None:
+        self.values, self.tables, self.thrift = values, tables, thrift
+        self.bits = values.new_zeros(len(values))
+
+    def choose(self, channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+        """Whole residuals of a group of channels; see `context.Quantizer`."""
+        offset = self.values[:, channels] - mean / MEAN_UNIT
+        residual = round_through(offset)
+        if not self.thrift:
+            return residual
+        with torch.no_grad():
+            near = residual - residual.sign()
+            saved = self.tables.near(residual, index) - self.tables.near(near, index)
+            error = (near - offset).square() - (residual - offset).square()
+            shrink = (self.thrift * saved > error).to(residual.dtype) * residual.sign()
+        return residual - shrink
+
+    def __call__(self, channels: slice, mask: Tensor | None, mean: Tensor, index: Tensor) -> Tensor:
+        """See `context.Quantizer`; counts bits."""
+        residual = self.choose(channels, mean, index)
+        bits = self.tables(residual, index)
+        if mask is not None:
+            bits, residual = bits * mask, residual * mask
+        self.bits = self.bits + bits.sum((1, 2, 3))
+        return residual
