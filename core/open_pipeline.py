@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["CACHES", "choose_weights", "open_pipeline"]
 
 CACHES: dict[str, tuple[str, dict[str, Any]]] = {
-    "first-block": ("FirstBlockCacheConfig", {"threshold": 0.08}),
-    "taylor": ("TaylorSeerCacheConfig", {"cache_interval": 3, "disable_cache_before_step": 2}),
+    "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1}),
+    "fora": ("FORA", {"interval": 2}),
 }
-"""diffusers caches by the name on the command line: the class of the settings, and the settings."""
+"""Methods of `polydit.core.acceleration` by the name on the command line: the class, and what it is given."""
 
 
 def choose_weights(task: TaskSpec, given: str | Path | None, system: str | None = None) -> str | Path:
@@ -85,23 +85,19 @@ def open_pipeline(
         say(f"{options.lora}: {matched}")
     pipe.to(device)
     if options.cache != "none":
-        _enable_cache(pipe, options.cache)
+        _accelerate(pipe, options.cache)
     settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     return pipe
 
 
-def _enable_cache(pipe: Any, name: str) -> None:
-    import diffusers
+def _accelerate(pipe: Any, name: str) -> None:
+    from . import acceleration
 
     class_name, values = CACHES[name]
     try:
-        pipe.transformer.enable_cache(getattr(diffusers, class_name)(**values))
-    except (AttributeError, ValueError) as error:
-        raise PolyditError(
-            f"--cache {name}: {type(pipe.transformer).__name__} does not take it "
-            f"({' '.join(str(error).split())[:160]}); "
-            "leave it out"
-        ) from error
+        acceleration.accelerate(pipe, getattr(acceleration, class_name)(**values), strict=True)
+    except PolyditError as error:
+        raise PolyditError(f"--cache {name}: {error}; leave it out") from error
 
 
 def _quiet() -> None:

@@ -166,8 +166,20 @@ def run_one(
 
     # Seeded for each input: a seed means the same for a file whatever else is in the folder.
     generator = torch.Generator().manual_seed(options.seed)
-    record: dict[str, Any] = resolve(task.predict)(pipe, source, writer, options, generator)
-    return record
+    if options.cache == "none":
+        record: dict[str, Any] = resolve(task.predict)(pipe, source, writer, options, generator)
+        return record
+    from .acceleration.handle import handle_of
+
+    handle = handle_of(pipe)
+    assert handle is not None
+    try:
+        record = resolve(task.predict)(pipe, source, writer, options, generator)
+        return {**record, "cache": handle.report().summary()}
+    except PolyditError as error:
+        if handle.explains(error):
+            raise PolyditError(f"--cache {options.cache}: {error}, or leave the option out") from error
+        raise
 
 
 def _run_all(

@@ -1,8 +1,28 @@
-"""Fewer steps: students that do in one step what their teacher does in several, and judges that keep them sharp."""
+"""Caches that leave parts of a network out between sampling steps, and students that need fewer steps.
+
+``accelerate(pipe, TaylorSeer(interval=4))`` works on the native DiT and on diffusers transformers; a method says which
+sites of the network it keeps and in which steps it computes them.
+"""
 
 from __future__ import annotations
 
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
+from .handle import Handle, accelerate
+from .plan import Plan
+from .policy import Replay
+from .report import Report
+from .taylorseer import FORA, TaylorSeer
 from .trajectory_distillation import TrajectoryDistillation
 
-__all__ = ["AdversarialDistillation", "FeatureDiscriminator", "TrajectoryDistillation"]
+__all__ = [
+    "FORA",
+    "AdversarialDistillation",
+    "FeatureDiscriminator",
+    "Handle",
+    "Plan",
+    "Replay",
+    "Report",
+    "TaylorSeer",
+    "TrajectoryDistillation",
+    "accelerate",
+]

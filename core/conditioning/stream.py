@@ -178,11 +178,16 @@ class StreamBlock(DiTBlock):
             hidden_states = hidden_states + self.cross_attn(
                 hidden_states, encoder_hidden_states, encoder_attention_mask
             )
-        hidden = self.mlp.hidden(modulate(self.norm2(hidden_states), shift2, scale2))
+        mixed = self.feed(modulate(self.norm2(hidden_states), shift2, scale2), grid)
+        return torch.addcmul(hidden_states, gate2, mixed)
+
+    def feed(self, tokens: Tensor, grid: Any) -> Tensor:
+        """The MLP with the injection, before its gate."""
+        hidden = self.mlp.hidden(tokens)
         injected = convolve_tokens(self.control_conv, hidden.chunk(2, dim=1)[1], grid)
         noisy, condition = self.mlp.mix(hidden, (grid, grid)).chunk(2, dim=1)
         hidden = torch.cat([noisy + self.injection_factor * injected, condition], dim=1)
-        return torch.addcmul(hidden_states, gate2, self.mlp.fc2(hidden))
+        return self.mlp.fc2(hidden)
 
 
 class StreamDiT(DiT):

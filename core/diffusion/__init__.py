@@ -5,6 +5,7 @@ means; an :class:`Objective` is one that can also train; :func:`sample`, :func:`
 :func:`with_scheduler` read it.
 """
 
+from .ddim import ddim, ddim_step, index_times
 from .guidance import Guidance, guide
 from .objective import Objective, ObjectiveOutput
 from .parameterization import Denoise, Parameterization, TimeConvention, preset
@@ -49,9 +50,12 @@ __all__ = [
     "Uniform",
     "VPPath",
     "VariancePreserving",
+    "ddim",
+    "ddim_step",
     "dimension_shift",
     "draw_noise",
     "guide",
+    "index_times",
     "make_scheduler",
     "preset",
     "refine",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import PolyditError
 from .attention_probe import AttentionProbe
 from .sites import ATTENTION_PARTS, Site, Visit, find_sites
+from .streams import block_metadata, input_key
 
 __all__ = ["Record", "read_features", "skip", "tap"]
 
@@ -184,35 +185,15 @@ def _stream(site: Site, value: Any) -> int | None:
         return None
     image, text = 0, 1
     if site.module is site.block:
-        metadata = _block_metadata(site.block)
+        metadata = block_metadata(site.block)
         if metadata is not None:
             image, text = metadata.return_hidden_states_index, metadata.return_encoder_hidden_states_index
     return text if site.text else image
 
 
-def _block_metadata(block: nn.Module) -> Any | None:
-    """What diffusers knows about the order of a block's outputs and the names of its inputs."""
-    try:
-        from diffusers.hooks._helpers import TransformerBlockRegistry
-
-        return TransformerBlockRegistry.get(type(block))
-    except (ImportError, ValueError):  # the module is private; the block may be unknown
-        return None
-
-
-def _input_key(site: Site, kwargs: Mapping[str, Any]) -> str | int:
-    """Name, else position, of the argument that carries the site's stream into the block."""
-    metadata = _block_metadata(site.block)
-    if site.text:
-        name = "encoder_hidden_states" if metadata is None else metadata.encoder_hidden_states_argument_name
-    else:
-        name = "hidden_states" if metadata is None else metadata.hidden_states_argument_name
-    return name if name in kwargs else int(site.text)
-
-
 def _input_hook(site: Site, visit: Visit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        key = _input_key(site, kwargs)
+        key = input_key(site.block, kwargs, site.text)
         if isinstance(key, str):
             return args, {**kwargs, key: visit(site.name, kwargs[key])}
         return (*args[:key], visit(site.name, args[key]), *args[key + 1 :]), kwargs
@@ -224,7 +205,7 @@ def _output_hook(site: Site, visit: Visit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         skipped = None
         if module is site.block:
-            key = _input_key(site, kwargs)
+            key = input_key(site.block, kwargs, site.text)
             skipped = kwargs[key] if isinstance(key, str) else args[key]
         index = _stream(site, output)
         if index is None:

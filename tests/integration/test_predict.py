@@ -198,19 +198,28 @@ def test_lora_changes_the_weights_in_use_and_says_how_much_matched(
     assert (dummy_weights / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["first-block", "taylor"])
+@pytest.mark.parametrize(("name", "full"), [("taylorseer", [0, 1, 4]), ("fora", [0, 2, 4])])
 def test_a_cache_is_on_while_the_task_runs(
-    run: Any, photos: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    run: Any, photos: Path, tmp_path: Path, name: str, full: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    pipes = []
-    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.to", lambda self, *_: pipes.append(self) or self)
+    steps = 6
+
+    def ask(self: Any, image: Any, amount: float) -> Any:
+        for step in range(steps):
+            self.transformer(torch.zeros(1, 3, 4, 4), torch.full((1,), 900.0 - 100 * step))
+        return image
+
+    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.__call__", ask)
     code, lines = run("--input", photos / "a.png", "--cache", name)
     assert code == 0, lines
-    assert pipes[0].transformer.is_cache_enabled
-    hooked = [
-        part for part, module in pipes[0].transformer.named_modules() if hasattr(module, "_diffusers_hook")
-    ]
-    assert any(part.startswith("blocks.") for part in hooked), "enabled, and hooks nothing"
+    cache = results(tmp_path)["inputs"][0]["cache"]
+    assert (cache["steps"], cache["full_steps"]) == (6, full)
+    assert cache["computed"] == 4 * len(full) < cache["of"] == 24
+    steps = 1
+    code, lines = run("--input", photos / "a.png", "--cache", name, "--overwrite")
+    assert code == 2
+    assert lines[0].startswith(f"polydit: error: --cache {name}: ")
+    assert "in one step only" in lines[0]
 
 
 def test_missing_lora_and_absent_device_are_named(run: Any, photos: Path):

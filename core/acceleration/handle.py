@@ -1,0 +1,254 @@
+"""``accelerate``: a method of caching on a model or a pipeline, until it is taken off."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PolyditError
+from .blocks import unwrap
+from .clock import Clock, Moment
+from .plan import Plan
+from .policy import Policy
+from .report import Report
+from .sites import SpanSite
+
+__all__ = ["Handle", "accelerate", "handle_of"]
+
+MARK = "_polydit_cache"
+"""Attribute by which a model is known to have a cache."""
+
+ONE_STEP = "the network is asked in one step only, and a cache lives from step to step; take more steps"
+
+
+def accelerate(target: Any, policy: Policy, strict: bool = False) -> Handle:
+    """Put a cache on a network, for all sampling runs until ``handle.remove()``.
+
+    Every run begins without memory: runs are told apart by the samplers of this project, by the timesteps that a
+    pipeline's scheduler has set, or by time going back; ``with handle.run(steps)`` says it in so many words.
+
+    Args:
+        target: a diffusers pipeline with a ``transformer`` or a ``unet``, or such a network.
+        policy: the method.
+        strict: refuse a run of one step, where nothing can be reused, instead of computing it.
+
+    Returns:
+        The handle; ``report()`` says what was computed, ``remove()`` takes the cache off.
+
+    Raises:
+        PolyditError: no site is found, or the network has another cache.
+
+    Example:
+        >>> handle = accelerate(pipe, TaylorSeer(interval=4))
+        >>> pipe(class_labels=[207], num_inference_steps=50)
+        >>> print(handle.report())
+    """
+    outer, pipe = target, None
+    if not isinstance(target, nn.Module):
+        outer, pipe = getattr(target, "transformer", None) or getattr(target, "unet", None), target
+        if not isinstance(outer, nn.Module):
+            raise PolyditError(
+                f"cache: {type(target).__name__} has neither a transformer nor a unet; give the network itself"
+            )
+    return Handle(outer, policy, pipe, strict)
+
+
+def handle_of(target: Any) -> Handle | None:
+    """The cache of a network or of a pipeline's, or None."""
+    outer = target
+    if not isinstance(target, nn.Module):
+        outer = getattr(target, "transformer", None) or getattr(target, "unet", None)
+    return unwrap(outer).__dict__.get(MARK) if isinstance(outer, nn.Module) else None
+
+
+class Handle:
+    """A cache on a model; made by :func:`accelerate`."""
+
+    def __init__(self, outer: nn.Module, policy: Policy, pipe: Any = None, strict: bool = False) -> None:
+        self.model = unwrap(outer)
+        self.policy, self.strict = policy, strict
+        _refuse_second(self.model)
+        self.sites = policy.sites(self.model)
+        self.clock = Clock(pipe)
+        self._signature = inspect.signature(self.model.forward)
+        self._rows: list[tuple[bool, ...]] = []  # of the first branch of the present run
+        self._calls = self._asked = self._computed = 0
+        self._shapes: dict[int, Any] = {}
+        self._inside = False
+        self._warned = False
+        self._bytes = 0
+        self._total: int | None = None
+        self._seen: set[str] = set()
+        self._undo = policy.watch(self.model, self.sites)
+        for site in self.sites:
+            self._undo += site.attach()
+        entry = outer if hasattr(outer, "_orig_mod") else self.model
+        self._hooks = [
+            entry.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
+            entry.register_forward_hook(torch.compiler.disable(self._leave)),
+        ]
+        object.__setattr__(self.model, MARK, self)
+
+    # -- what a user calls ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def run(self, steps: int) -> Iterator[Handle]:
+        """One sampling run of that many steps, for loops that the clock cannot know.
+
+        Raises:
+            PolyditError: a run is open already; within it, a step too many.
+        """
+        self.clock.open(steps)
+        try:
+            yield self
+        finally:
+            self.clock.close()
+            self._sleep()
+
+    def remove(self) -> None:
+        """Take the cache off; the model is as it was."""
+        for undo in reversed(self._undo):
+            undo()
+        for hook in self._hooks:
+            hook.remove()
+        self._undo, self._hooks = [], []
+        if self.model.__dict__.get(MARK) is self:
+            object.__delattr__(self.model, MARK)
+        self._sleep()
+        for site in self.sites:
+            site.forget()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def report(self) -> Report:
+        """What the present or last run computed.
+
+        Raises:
+            PolyditError: under ``strict``, it had one step.
+        """
+        names = tuple(site.name for site in self.sites)
+        if self.strict and len(self._rows) < 2:
+            raise PolyditError(f"{self.policy}: {ONE_STEP}")
+        return Report(
+            str(self.policy),
+            Plan(names, tuple(self._rows)),
+            self._calls,
+            self._asked,
+            self._computed,
+            self._bytes,
+        )
+
+    def explains(self, error: PolyditError) -> bool:
+        """Whether it is the cache that complains."""
+        return str(error).startswith(f"{self.policy}: ")
+
+    # -- around each call of the model ----------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._inside:  # the call before was broken off
+            self.clock.restart()
+        if self._steps_aside():
+            return
+        call = self._signature.bind_partial(*args, **kwargs).arguments
+        self._check(call)
+        moment = self.clock.tick(call.get("timestep", call.get("t")))
+        if moment.new_run:
+            self._begin(moment)
+        shapes = {name: tuple(value.shape) for name, value in call.items() if isinstance(value, Tensor)}
+        if self._shapes.get(moment.branch) != shapes:
+            for site in self.sites:
+                site.forget(moment.branch)
+            self._shapes[moment.branch] = shapes
+        self._moment = moment
+        self._inside = True
+        self.policy.prepare(moment.step, moment.total, moment.branch, call)
+        for site in self.sites:
+            site.enter(moment.step, moment.branch, self.policy.computes(moment.step, moment.total, site))
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._inside:
+            return
+        self._inside = False
+        row = tuple(site.compute for site in self.sites)
+        self._calls += 1
+        for site in self.sites:
+            site.active = False
+            self._asked += min(site.calls, 1)
+            self._computed += min(site.calls, 1) * site.compute
+        if self._moment.branch == 0:
+            self._rows.append(row)
+        if self._moment.step == 0:
+            self._check_visited()
+        if all(row):  # only then has anything grown
+            self._bytes = max(self._bytes, sum(site.bytes for site in self.sites))
+
+    def _begin(self, moment: Moment) -> None:
+        if self.strict and moment.total == 1:
+            raise PolyditError(f"{self.policy}: {ONE_STEP}")
+        self.policy.begin(moment.total)
+        self._rows = []
+        self._shapes = {}
+        self._calls = self._asked = self._computed = self._bytes = 0
+        for site in self.sites:
+            site.forget()
+
+    def _check_visited(self) -> None:
+        """Sites that a first, full call did not ask will never be; forget them, and refuse to go on with none."""
+        left = [site for site in self.sites if site.calls or site.name in self._seen]
+        self._seen |= {site.name for site in left}
+        if not left:
+            raise PolyditError(
+                f"{self.policy}: {type(self.model).__name__} never calls what it would cache, "
+                f"such as {self.sites[0].name}; there is nothing to cache"
+            )
+
+    def _check(self, call: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and getattr(self.model, "gradient_checkpointing", False):
+            raise PolyditError(
+                f"{self.policy}: gradient checkpointing runs the blocks again in the backward pass, where the cache "
+                "would stand for another step; switch one of the two off"
+            )
+        if call.get("block_controlnet_hidden_states") is not None and any(
+            isinstance(site, SpanSite) for site in self.sites
+        ):
+            raise PolyditError(
+                f"{self.policy}: leaves blocks out, behind which a side branch adds its own; take TaylorSeer or FORA"
+            )
+
+    def _steps_aside(self) -> bool:
+        """In training nothing is kept and nothing is left out; said once."""
+        if not self.model.training:
+            return False
+        if not self._warned:
+            warnings.warn(
+                f"{self.policy}: the model is in training mode, so its cache is off; model.eval() switches it on",
+                stacklevel=2,
+            )
+            self._warned = True
+        self._sleep()
+        self.clock.restart()
+        return True
+
+    def _sleep(self) -> None:
+        self._inside = False
+        for site in self.sites:
+            site.active = False
+            site.forget()
+
+
+def _refuse_second(model: nn.Module) -> None:
+    other = model.__dict__.get(MARK)
+    if other is not None:
+        raise PolyditError(f"cache: the model has one already, {other.policy}; remove() it first")
+    if getattr(model, "is_cache_enabled", False):
+        raise PolyditError("cache: the model has one of diffusers; call disable_cache() first")

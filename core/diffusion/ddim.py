@@ -1,0 +1,73 @@
+"""The deterministic DDIM sampler on any path, differentiable from end to end (DDIM, arXiv 2010.02502).
+
+A step keeps the two things that the network has said, clean data and noise, and mixes them anew. On the linear path
+that is an Euler step. What trains through its sampler, or on the states of its sampler, runs this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .parameterization import Denoise, Parameterization
+from .runs import sampling_run
+
+__all__ = ["ddim", "ddim_step", "index_times"]
+
+
+def index_times(indices: Sequence[int], total: int = 1000) -> list[float]:
+    """Times of whole indices of a discrete schedule, descending, with 0 (the data) behind them."""
+    return [*((index + 1) / total for index in sorted(indices, reverse=True)), 0.0]
+
+
+def ddim_step(
+    parameterization: Parameterization, raw: Tensor, x_t: Tensor, t: float, t_next: float
+) -> Tensor:
+    """The state at ``t_next`` from the network's raw answer at ``t``, without noise of its own."""
+    precision = torch.promote_types(x_t.dtype, torch.float32)
+    now, then = (
+        torch.full((x_t.shape[0],), value, dtype=precision, device=x_t.device) for value in (t, t_next)
+    )
+    x0 = parameterization.read(raw, x_t, now, "x0")
+    if t_next == 0:
+        return x0.to(x_t.dtype)
+    noise = parameterization.read(raw, x_t, now, "epsilon")
+    return parameterization.path.add_noise(x0, noise, then).to(x_t.dtype)
+
+
+def ddim(
+    denoise: Denoise,
+    init: Tensor,
+    parameterization: Parameterization,
+    times: Sequence[float],
+    *,
+    recompute: bool = False,
+    visit: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Carry a state (B, C, ...) along descending times; gradients flow through all steps.
+
+    Args:
+        denoise: network with conditions and guidance filled in.
+        init: state at ``times[0]``.
+        parameterization: what the network's answer means.
+        times: descending, in project time; see :func:`index_times`.
+        recompute: run the network again in the backward pass instead of keeping what it computed.
+        visit: called with the number of steps taken and the state, after each.
+    """
+    x_t = init
+    with sampling_run(len(times) - 1) as at:
+        for index, (t, t_next) in enumerate(pairwise(times)):
+            at(index)
+            precision = torch.promote_types(x_t.dtype, torch.float32)
+            t_batch = torch.full((x_t.shape[0],), t, dtype=precision, device=x_t.device)
+            timestep = parameterization.model_timestep(t_batch)
+            asked = (x_t, timestep)
+            raw = checkpoint(denoise, *asked, use_reentrant=False) if recompute else denoise(*asked)
+            x_t = ddim_step(parameterization, raw, x_t, t, t_next)
+            if visit is not None:
+                visit(index + 1, x_t)
+    return x_t
