@@ -35,7 +35,10 @@ class Inputs:
 
 
 def find_inputs(
-    words: Sequence[str], kinds: Sequence[str], results_of: Callable[[Path], Hashable] = lambda file: None
+    words: Sequence[str],
+    kinds: Sequence[str],
+    results_of: Callable[[Path], Hashable] = lambda file: None,
+    flag: str = "--input",
 ) -> Inputs:
     """Expand files, folders and patterns.
 
@@ -46,6 +49,7 @@ def find_inputs(
         words: from the command line.
         kinds: keys of `SUFFIXES`, or suffixes.
         results_of: tells what a file's results are called beside its stem; files of one stem clash where it is equal.
+        flag: the option that the words were given to, for messages.
 
     Raises:
         PolyditError: a file does not exist, or a folder or pattern gives nothing.
@@ -63,14 +67,14 @@ def find_inputs(
         elif glob.has_magic(word):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         else:
-            raise PolyditError(f"--input {word}: no such file or folder")
+            raise PolyditError(f"{flag} {word}: no such file or folder")
         files = [match for match in matches if match.is_file() and not match.name.startswith(".")]
         taken = [file for file in files if file.suffix.lower() in suffixes]
         left = Counter(
             file.suffix.lower() or "no suffix" for file in files if file.suffix.lower() not in suffixes
         )
         if not taken:
-            raise PolyditError(_nothing_found(word, path, kinds, suffixes, left))
+            raise PolyditError(_nothing_found(f"{flag} {word}", path, kinds, suffixes, left))
         skipped += left
         found.update(dict.fromkeys(taken))
     owners: dict[tuple[str, Hashable], Path] = {}
@@ -80,7 +84,7 @@ def find_inputs(
 
 
 def _nothing_found(
-    word: str, path: Path, kinds: Sequence[str], suffixes: set[str], left: Counter[str]
+    given: str, path: Path, kinds: Sequence[str], suffixes: set[str], left: Counter[str]
 ) -> str:
     what = " or ".join(kinds)
     if path.is_dir():
@@ -91,11 +95,11 @@ def _nothing_found(
             if folder.is_dir()
             for file in folder.iterdir()
         )
-        hint = f"; its subfolders hold some, give '{word.rstrip('/')}/*/*'" if deeper else ""
-        return f"--input {word}: no {what} in this folder, {inside}{hint}; read are {', '.join(sorted(suffixes))}"
+        hint = f"; its subfolders hold some, give '{str(path).rstrip('/')}/*/*'" if deeper else ""
+        return f"{given}: no {what} in this folder, {inside}{hint}; read are {', '.join(sorted(suffixes))}"
     if left:
-        return f"--input {word}: no {what} matches, {count_suffixes(left)}; read are {', '.join(sorted(suffixes))}"
-    return f"--input {word}: the pattern matches no file; quote it, and look at the folder"
+        return f"{given}: no {what} matches, {count_suffixes(left)}; read are {', '.join(sorted(suffixes))}"
+    return f"{given}: the pattern matches no file; quote it, and look at the folder"
 
 
 def count_suffixes(counter: Counter[str]) -> str:

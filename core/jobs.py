@@ -59,7 +59,7 @@ def find_jobs(task: TaskSpec, options: argparse.Namespace) -> Jobs:
         if not options.input:
             flags = f"{task.input_flag} or {task.table}" if task.table else task.input_flag
             raise PolyditError(f"{flags}: required; `polydit {task.name} predict --help` shows what there is")
-        inputs = find_inputs(options.input, task.input_kinds, task.outputs_of)
+        inputs = find_inputs(options.input, task.input_kinds, task.outputs_of, task.input_flag)
         return Jobs(
             [Job(file, options, {}, inputs.clashes.get(file)) for file in inputs.files], inputs.skipped
         )

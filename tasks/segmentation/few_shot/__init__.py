@@ -22,7 +22,7 @@ SUPPORT_OPTIONS = (
         "--support-mask",
         "path",
         None,
-        "few-shot: for each support its mask, white on black, or their folder, paired by name",
+        "few-shot: for each support its mask, white on black, or their folder, paired by name; cut-outs need none",
         metavar="MASK",
         many=True,
     ),

@@ -17,8 +17,8 @@ __all__ = ["paired", "read_mask"]
 def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Pictures and their masks.
 
-    Two folders are paired by the names of their files without suffix (``_mask`` at the end of a mask's name does not
-    count); files by their order.
+    Pictures with transparency are their own masks where none are given. Two folders are paired by the names of their
+    files without suffix (``_mask`` at the end of a mask's name does not count); files by their order.
 
     Raises:
         PolyditError: something is missing, or the numbers differ.
@@ -27,9 +27,11 @@ def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, 
         raise PolyditError(
             "--support: few-shot weights need pictures that show what to find; give some, and --support-mask"
         )
+    if not masks and all(_is_cut_out(path) for path in supports):
+        return [(path, path) for path in supports]
     if not masks:
         raise PolyditError(
-            "--support-mask: the supports need masks that mark the thing in white; give one for each"
+            "--support-mask: the supports need masks that mark the thing in white; give one for each, or cut-outs"
         )
     if len(supports) == 1 and supports[0].is_dir():
         if len(masks) != 1 or not masks[0].is_dir():
@@ -49,6 +51,16 @@ def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, 
             f"--support-mask: {len(supports)} supports and {len(masks)} masks; give one for each"
         )
     return list(zip(supports, masks, strict=True))
+
+
+def _is_cut_out(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.mode in ("RGBA", "LA", "PA") and file.convert("RGBA").getextrema()[3][0] < 128
+    except OSError:
+        return False  # what reads it will say so
 
 
 def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:

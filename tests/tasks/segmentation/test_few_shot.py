@@ -289,6 +289,14 @@ def test_predict_applies_supports_to_a_folder(weights, tmp_path):
     folders = ["--support", shots, "--support-mask", shots / "masks", "--overwrite"]
     assert predict(weights, tmp_path, "--input", photos, *folders) == 0
     assert (out / "p_alpha.png").read_bytes() == kept, "folders are paired by name"
+    cut = []
+    for picture, mask in files:  # white where nothing is: transparent pixels are shown over white
+        cut.append(tmp_path / f"{picture.stem}_cut.png")
+        both = Image.open(picture).convert("RGB")
+        both.putalpha(Image.open(mask).convert("L").point(lambda v: 255 * (v >= 128)))
+        both.save(cut[-1])
+    assert predict(weights, tmp_path, "--input", photos, "--support", *cut, "--overwrite") == 0
+    assert json.loads((out / "results.json").read_text())["inputs"][0]["shots"] == 2
 
 
 @pytest.mark.parametrize(
