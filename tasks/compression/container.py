@@ -80,7 +80,7 @@ class Codec:
 CODECS: dict[int, Codec] = {
     0: Codec("small", "picture_system"),
     1: Codec("small-video", "video_system", video=True),
-    2: Codec("DiT-IC", "dit_ic_system"),
+    2: Codec("DiT-IC", "dit_ic.system"),
     3: Codec("GNVC-VD", "gnvc_system", video=True),
 }
 """Codecs by their number in the file. A number is never given again."""

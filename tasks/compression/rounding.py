@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .context import MEAN_UNIT
-from .integer import round_through
 from .tables import ProbabilityTables
 
 __all__ = ["Rounding"]
@@ -27,21 +26,28 @@ class Rounding:
 
     def choose(self, channels: slice, mean: Tensor, index: Tensor) -> Tensor:
         """Whole residuals of a group of channels; see `context.Quantizer`."""
-        offset = self.values[:, channels] - mean / MEAN_UNIT
-        residual = round_through(offset)
+        return self._whole(self.values[:, channels] - mean / MEAN_UNIT, index)
+
+    @torch.no_grad()
+    def _whole(self, offset: Tensor, index: Tensor) -> Tensor:
+        residual = torch.floor(offset + 0.5)
         if not self.thrift:
             return residual
-        with torch.no_grad():
-            near = residual - residual.sign()
-            saved = self.tables.near(residual, index) - self.tables.near(near, index)
-            error = (near - offset).square() - (residual - offset).square()
-            shrink = (self.thrift * saved > error).to(residual.dtype) * residual.sign()
-        return residual - shrink
+        near = residual - residual.sign()
+        saved = self.tables.near(residual, index) - self.tables.near(near, index)
+        error = (near - offset).square() - (residual - offset).square()
+        return torch.where(self.thrift * saved > error, near, residual)
 
     def __call__(self, channels: slice, mask: Tensor | None, mean: Tensor, index: Tensor) -> Tensor:
-        """See `context.Quantizer`; counts bits."""
-        residual = self.choose(channels, mean, index)
-        bits = self.tables(residual, index)
+        """See `context.Quantizer`; counts bits.
+
+        Gradients: what is rounded to zero becomes its mean, so the mean learns from the error; what is not becomes,
+        nearly, its value.
+        """
+        offset = self.values[:, channels] - mean / MEAN_UNIT
+        whole = self._whole(offset, index)
+        bits = self.tables(whole, index, offset)
+        residual = torch.where(whole == 0, 0.0, whole + (offset - offset.detach()))
         if mask is not None:
             bits, residual = bits * mask, residual * mask
         self.bits = self.bits + bits.sum((1, 2, 3))

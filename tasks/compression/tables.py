@@ -59,25 +59,25 @@ class ProbabilityTables(nn.Module):
             return (COUNT_BITS - torch.log2(self.counts.double())).float()
         return -F.log_softmax(self.logits, 1) / math.log(2)
 
-    def forward(self, residual: Tensor, index: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, index: Tensor, offset: Tensor | None = None) -> Tensor:
         """Bits of each residual, elementwise.
 
         Args:
-            residual: whole numbers; their gradient is the mean slope of the table there.
-            index: 0..TABLES-1, fractions between two tables.
+            residual: whole numbers.
+            index: 0..TABLES-1, fractions between two tables; gradients reach it.
+            offset: what was rounded to the residual. Its gradient is the mean slope of the table there, so that a value
+                that was rounded to zero still draws its mean nearer.
         """
         bits = self.bits()
         low = index.detach().floor().clamp(0, TABLES - 2)
         part = index - low
-        whole = residual.detach()
-        symbol = torch.where(whole.abs() > RADIUS, SYMBOLS - 1, whole + RADIUS)
+        symbol = torch.where(residual.abs() > RADIUS, SYMBOLS - 1, residual + RADIUS)
         place = (low * SYMBOLS + symbol).to(torch.int32)
         flat = bits.flatten()
         first, second = flat[place], flat[place + SYMBOLS]
-        result = first + part * (second - first) + _escape_bits(whole)
-        if residual.requires_grad:
-            slope = _Slope.apply(residual - whole, _slopes(bits.detach()).flatten(), place, part.detach())
-            result = result + slope
+        result = first + part * (second - first) + _escape_bits(residual)
+        if offset is not None and offset.requires_grad:
+            result = result + _Slope.apply(offset, _slopes(bits.detach()).flatten(), index.detach())
         return result
 
     @torch.no_grad()
@@ -112,18 +112,21 @@ class ProbabilityTables(nn.Module):
 
 
 class _Slope(torch.autograd.Function):
-    """Zero, whose gradient in its first argument is the tables' slope at a place."""
+    """Zero, whose gradient in an offset is the slope of its table there."""
 
     @staticmethod
-    def forward(ctx: Any, zero: Tensor, slopes: Tensor, place: Tensor, part: Tensor) -> Tensor:
-        ctx.save_for_backward(slopes, place, part)
-        return torch.zeros_like(zero)
+    def forward(ctx: Any, offset: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(offset, slopes, index)
+        return torch.zeros_like(offset)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        slopes, place, part = ctx.saved_tensors
-        first, second = slopes[place], slopes[place + SYMBOLS]
-        return gradient * (first + part * (second - first)), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        offset, slopes, index = ctx.saved_tensors
+        inner = offset.clamp(-RADIUS, RADIUS - 1)
+        low = inner.floor()
+        place = (torch.floor(index + 0.5) * SYMBOLS + RADIUS + low).to(torch.int32)
+        first, second = slopes[place], slopes[place + 1]
+        return gradient * (first + (inner - low).clamp(max=1) * (second - first)), None, None
 
 
 def _slopes(bits: Tensor) -> Tensor:
