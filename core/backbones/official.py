@@ -25,6 +25,7 @@ SYSTEMS: dict[str, str] = {
     "diffdis": ".diffdis_unet",
     "diffews": ".diffews_unet",
     "dit_ic": ".official_dit_ic",
+    "dit_3d": ".official_dit_3d",
 }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "dit_to_official",
     "lightningdit_from_official",
     "lightningdit_to_official",
+    "renamed_to_native",
     "sit_from_official",
     "sit_to_official",
 ]
@@ -55,6 +56,11 @@ def _rename(state_dict: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -
             new = re.sub(pattern, replacement, new)
         renamed[new] = value
     return renamed
+
+
+def renamed_to_native(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the family under our names."""
+    return _rename(state_dict, RENAMES)
 
 
 def _build(
