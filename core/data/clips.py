@@ -91,7 +91,7 @@ class Clip:
     def _make(self) -> _Opened:
         if self.path.is_dir():
             return _Folder(self.path)
-        with VideoReader(self.path):  # says plainly what is wrong with a file
+        with VideoReader(self.path, threads=False):  # says plainly what is wrong with a file
             pass
         if self.reader == "pyav":
             return _PyAV(self.path)
@@ -179,7 +179,7 @@ class _PyAV:
         self.frames = len(self.times)
         self.container = self.av.open(str(path))
         self.stream = self.container.streams.video[0]
-        self.stream.thread_type = "NONE"
+        self.stream.thread_type, self.stream.codec_context.thread_count = "NONE", 1
         self._decoded: Iterator[tuple[int, Any]] = iter(())
         self._next = self.frames  # number of the frame that comes next
         self._held: tuple[int, NDArray[np.uint8]] | None = None
@@ -196,26 +196,28 @@ class _PyAV:
             return self._held[1]
         if not self._next <= number < self._next + 64:
             self.container.seek(self.times[number], stream=self.stream, backward=True)
-            self._decoded = self._frames()
-        for place, frame in self._decoded:
-            self._next = place + 1
-            if place >= number:
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-                self._held = (number, pixels)
-                return pixels
-        raise _unreadable(self.path, [number])
-
-    def _frames(self) -> Iterator[tuple[int, Any]]:
+            self._decoded = _numbered(self.container, self.stream, self.times)
         try:
-            for frame in self.container.decode(self.stream):
-                if frame.pts is not None:
-                    yield bisect_right(self.times, frame.pts) - 1, frame
+            for place, frame in self._decoded:
+                self._next = place + 1
+                if place >= number:
+                    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                    self._held = (number, pixels)
+                    return pixels
         except self.av.FFmpegError as error:
-            raise _unreadable(self.path, []) from error
+            raise _unreadable(self.path, [number]) from error
+        raise _unreadable(self.path, [number])
 
     def close(self) -> None:
         self.container.close()
+
+
+def _numbered(container: Any, stream: Any, times: list[int]) -> Iterator[tuple[int, Any]]:
+    # No method: a generator that holds its owner is freed by the garbage collector, which may run in a forked child.
+    for frame in container.decode(stream):
+        if frame.pts is not None:
+            yield bisect_right(times, frame.pts) - 1, frame
 
 
 class _Folder:

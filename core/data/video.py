@@ -78,6 +78,7 @@ class VideoReader:
 
     Args:
         path: mp4, mov, mkv, webm, avi, gif: what PyAV reads.
+        threads: decode with several.
 
     Attributes:
         width, height: of the upright frames.
@@ -93,7 +94,7 @@ class VideoReader:
         PolyditError: PyAV is not installed; the file is missing, empty, damaged, or has no picture.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: bool = True) -> None:
         self.path = Path(path)
         self.av = import_av(f"{self.path}: reading video")
         if not self.path.is_file():
@@ -111,7 +112,9 @@ class VideoReader:
             if not self.container.streams.video:
                 raise PolyditError(f"{self.path}: holds no video; give a video file")
             self.stream = self.container.streams.video[0]
-            self.stream.thread_type = "AUTO"
+            self.stream.thread_type = "AUTO" if threads else "NONE"
+            if not threads:
+                self.stream.codec_context.thread_count = 1
             self.rate = Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
             seconds = (self.container.duration or 0) / self.av.time_base
             self.frames: int = self.stream.frames or round(seconds * self.rate)
@@ -132,6 +135,9 @@ class VideoReader:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        # The generator holds the reader that holds it: what the garbage collector frees later, in a forked process
+        # perhaps, would wait for the decoder's threads, which are not there.
+        self._frames = iter(())
         with contextlib.suppress(self.av.FFmpegError):
             self.container.close()
 
