@@ -43,6 +43,25 @@ CODING_OPTIONS = (
     ),
     Option("--overwrite", "bool", False, "replace the file if it is there already"),
 )
+BENCH_OPTIONS = (
+    Option("--input", "path", None, "folder of pictures: Kodak, DIV2K, CLIC, or any", metavar="DIR"),
+    Option("--limit-side", "int", None, "reduce larger pictures to this longer side first", minimum=16),
+    Option(
+        "--qualities",
+        "float",
+        (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7.5, 9),
+        "where the curve is measured",
+        many=True,
+    ),
+    Option(
+        "--peers", "str", ("WEBP", "AVIF"), "what to compare with beside JPEG", ("WEBP", "AVIF"), many=True
+    ),
+    Option("--low", "float", 0.1, "BD-rates count JPEG's curve from so many bits per pixel"),
+    Option("--high", "float", 1.0, "up to so many"),
+    Option("--lpips-backbone", "path", None, "AlexNet's weights, for LPIPS", metavar="FILE"),
+    Option("--lpips-heads", "path", None, "LPIPS' own weights", metavar="FILE"),
+    Option("--output", "path", None, "folder for bench.json, points.md and plots", metavar="DIR"),
+)
 
 TASK = TaskSpec(
     name="compression",
@@ -94,6 +113,12 @@ TASK = TaskSpec(
             "a .pdc file as a picture or video",
             f"{_HERE}.command:decode",
             (SOURCE, TARGET, *CODING_OPTIONS),
+        ),
+        Command(
+            "bench",
+            "rate and distortion on a folder of pictures, against JPEG, WebP and AVIF",
+            f"{_HERE}.bench:run",
+            (*BENCH_OPTIONS, *CODING_OPTIONS),
         ),
     ),
     subclass_mode=True,
