@@ -19,6 +19,9 @@ __all__ = ["CACHES", "choose_weights", "open_pipeline"]
 CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1}),
     "fora": ("FORA", {"interval": 2}),
+    "delta-dit": ("DeltaDiT", {"interval": 2}),
+    "first-block": ("FirstBlock", {"threshold": 0.08}),
+    "deepcache": ("DeepCache", {"interval": 3}),
 }
 """Methods of `polydit.core.acceleration` by the name on the command line: the class, and what it is given."""
 

@@ -7,7 +7,11 @@ sites of the network it keeps and in which steps it computes them.
 from __future__ import annotations
 
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
+from .deepcache import DeepCache
+from .delta_dit import BlockSpan, DeltaDiT
+from .first_block import FirstBlock
 from .handle import Handle, accelerate
+from .mag_cache import MagCache, magnitude_ratios
 from .plan import Plan
 from .policy import Replay
 from .report import Report
@@ -17,12 +21,18 @@ from .trajectory_distillation import TrajectoryDistillation
 __all__ = [
     "FORA",
     "AdversarialDistillation",
+    "BlockSpan",
+    "DeepCache",
+    "DeltaDiT",
     "FeatureDiscriminator",
+    "FirstBlock",
     "Handle",
+    "MagCache",
     "Plan",
     "Replay",
     "Report",
     "TaylorSeer",
     "TrajectoryDistillation",
     "accelerate",
+    "magnitude_ratios",
 ]

@@ -17,7 +17,7 @@ from .clock import Clock, Moment
 from .plan import Plan
 from .policy import Policy
 from .report import Report
-from .sites import SpanSite
+from .sites import SpanSite, Unbind
 
 __all__ = ["Handle", "accelerate", "handle_of"]
 
@@ -85,7 +85,7 @@ class Handle:
         self._bytes = 0
         self._total: int | None = None
         self._seen: set[str] = set()
-        self._undo = policy.watch(self.model, self.sites)
+        self._undo: list[Unbind] = []
         for site in self.sites:
             self._undo += site.attach()
         entry = outer if hasattr(outer, "_orig_mod") else self.model
@@ -171,9 +171,9 @@ class Handle:
             self._shapes[moment.branch] = shapes
         self._moment = moment
         self._inside = True
-        self.policy.prepare(moment.step, moment.total, moment.branch, call)
         for site in self.sites:
-            site.enter(moment.step, moment.branch, self.policy.computes(moment.step, moment.total, site))
+            computes, learns = self.policy.computes(moment, site), self.policy.learns(moment, site)
+            site.enter(moment.step, moment.branch, computes, learns)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._inside:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import nn
 
 from ..errors import PolyditError
 from .blocks import find_blocks
+from .clock import Moment
 from .estimators import Taylor
 from .plan import Plan, check_steps
-from .sites import CacheSite, Unbind, branch_sites
+from .sites import CacheSite, branch_sites
 
 __all__ = ["BranchPolicy", "Policy", "Replay"]
 
@@ -19,8 +19,8 @@ __all__ = ["BranchPolicy", "Policy", "Replay"]
 class Policy:
     """A method. Its state lives in its sites and in the handle, so one policy may serve several models.
 
-    A subclass answers `sites` and `computes`; one that decides within a call by what it sees (a threshold) answers
-    None there and sets ``compute`` of its sites itself, from what it binds in `watch`.
+    A subclass answers `sites` and `computes`; one whose sites decide within a call, by what they see (a threshold),
+    answers None there.
     """
 
     def sites(self, model: nn.Module) -> list[CacheSite]:
@@ -31,13 +31,13 @@ class Policy:
         """
         raise NotImplementedError
 
-    def computes(self, step: int, total: int | None, site: CacheSite) -> bool | None:
+    def computes(self, moment: Moment, site: CacheSite) -> bool | None:
         """Whether a site is computed in a step; None if only the call itself will tell."""
         raise NotImplementedError
 
-    def watch(self, model: nn.Module, sites: Sequence[CacheSite]) -> list[Unbind]:
-        """Bind what the decisions need beside the sites; what undoes it."""
-        return []
+    def learns(self, moment: Moment, site: CacheSite) -> bool:
+        """Whether what a site computes is kept."""
+        return True
 
     def begin(self, total: int | None) -> None:
         """A run begins; refuse one that cannot work.
@@ -46,19 +46,17 @@ class Policy:
             PolyditError: the settings do not fit the number of steps.
         """
 
-    def prepare(self, step: int, total: int | None, branch: int, call: dict[str, Any]) -> None:
-        """A call of the model begins, with these arguments by name."""
-
     def plan(self, steps: int, sites: Sequence[CacheSite]) -> Plan:
         """The plan of a run of that many steps.
 
         Raises:
             PolyditError: the decisions depend on what the network computes; record a run and take its report's plan.
         """
+        self.begin(steps)
         by_name = {site.name: site for site in sites}
 
         def computes(step: int, name: str) -> bool:
-            answer = self.computes(step, steps, by_name[name])
+            answer = self.computes(Moment(step, steps, 0, step == 0), by_name[name])
             if answer is None:
                 raise PolyditError(f"{self}: decides while it runs; take report().plan of a run")
             return answer
@@ -92,9 +90,9 @@ class BranchPolicy(Policy):
             )
         return found
 
-    def computes(self, step: int, total: int | None, site: CacheSite) -> bool | None:
+    def computes(self, moment: Moment, site: CacheSite) -> bool | None:
         """By the schedule."""
-        return self.schedule(step)
+        return self.schedule(moment.step)
 
 
 class Replay(Policy):
@@ -128,11 +126,29 @@ class Replay(Policy):
             )
         check_steps([step for step, row in enumerate(self.recorded.computed) if all(row)], None)
 
-    def computes(self, step: int, total: int | None, site: CacheSite) -> bool | None:
+    def computes(self, moment: Moment, site: CacheSite) -> bool | None:
         """As recorded."""
-        if step >= self.recorded.steps:
+        if moment.step >= self.recorded.steps:
             raise PolyditError(f"plan: has {self.recorded.steps} steps, the run goes on; record a longer one")
-        return self.recorded.of(site.name)[step]
+        return self.recorded.computed[moment.step][self.recorded.sites.index(site.name)]
+
+    def learns(self, moment: Moment, site: CacheSite) -> bool:
+        """As the method does."""
+        return self.policy.learns(moment, site)
 
     def __repr__(self) -> str:
         return f"Replay({self.policy!r}, {self.recorded.steps} steps)"
+
+
+def need_total(policy: Policy, total: int | None) -> int:
+    """The number of steps, for a method that cannot do without.
+
+    Raises:
+        PolyditError: nobody has said it.
+    """
+    if total is None:
+        raise PolyditError(
+            f"{policy}: must know the number of steps; sample inside `with handle.run(steps):`, or accelerate the "
+            "pipeline rather than its network"
+        )
+    return total

@@ -47,6 +47,7 @@ class CacheSite:
         active: False computes and keeps nothing.
         compute: in this call of the model; decided before the call or, by a signal, within it.
         memory: what is kept for the branch of this call.
+        learning: whether what is computed is kept.
         calls: how often it was asked in this call of the model.
     """
 
@@ -55,14 +56,16 @@ class CacheSite:
         self.estimator = estimator
         self.active = False
         self.compute = True
+        self.learning = True
         self.calls = 0
         self._step = 0
         self._is_first = True
         self.memory: Memory = estimator.memory()
         self._memories: dict[int, Memory] = {}
 
-    def enter(self, step: int, branch: int, compute: bool | None) -> None:
+    def enter(self, step: int, branch: int, compute: bool | None, learn: bool = True) -> None:
         """A call of the model begins; ``compute`` None leaves the decision to a signal within it."""
+        self.learning = learn
         if branch not in self._memories:
             self._memories[branch] = self.estimator.memory()
         self.memory = self._memories[branch]
@@ -75,7 +78,8 @@ class CacheSite:
     def decide(self, compute: bool) -> None:
         """Whether to compute in this call; there is no choice as long as nothing is kept."""
         self.compute = compute or self.memory.last is None
-        self.memory.plan(self._step, self.compute)
+        if self.learning or not self.compute:
+            self.memory.plan(self._step, self.compute)
 
     def forget(self, branch: int | None = None) -> None:
         """Drop what is kept, of one branch or of all."""
@@ -146,7 +150,8 @@ class BranchSite(CacheSite):
 
     def learn(self, output: Any) -> Any:
         """Keep what was computed; what flows on."""
-        self.memory.update(output)
+        if self.learning:
+            self.memory.update(output)
         return output
 
     def _starve(self, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,6 +189,10 @@ class SpanSite(CacheSite):
             for index, port in enumerate(self.ports)
         ]
 
+    def keep(self, value: Any) -> None:
+        """Remember what the blocks gave."""
+        self.memory.update(value)
+
     def _wrap(self, port: BlockPort, index: int, inner: Callable[..., Any]) -> Callable[..., Any]:
         last = len(self.ports) - 1
 
@@ -196,9 +205,9 @@ class SpanSite(CacheSite):
             if self.compute:
                 output = inner(*args, **kwargs)
                 port.learn(output)
-                if index == last:
+                if index == last and self.learning:
                     left = port.streams(output)
-                    self.memory.update(subtract(left, self._entered) if self.residual else left)
+                    self.keep(subtract(left, self._entered) if self.residual else left)
                     self._entered = ()
                 return output
             streams = port.read(args, kwargs)

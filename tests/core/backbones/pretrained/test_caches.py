@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from polydit.core.acceleration import TaylorSeer, accelerate
+from polydit.core.acceleration import BlockSpan, FirstBlock, TaylorSeer, accelerate
 
 STEPS = 8
 
@@ -92,3 +92,18 @@ def test_attention_to_the_text_when_asked(families, name):
     with accelerate(model, TaylorSeer(4, cross_attention=True)) as handle:
         assert sum(site.name.endswith("attn2") for site in handle.sites) == 2
         run(families[name], model)
+
+
+@pytest.mark.parametrize("policy", [BlockSpan(0, None, 3), FirstBlock(0.9)], ids=str)
+def test_blocks_left_out(family, policy):
+    model = settled(family)
+    plain = run(family, model)
+    identity = FirstBlock(0.0) if isinstance(policy, FirstBlock) else BlockSpan(0, None, 1)
+    with accelerate(model, identity):
+        assert torch.equal(run(family, model), plain)
+    with accelerate(model, policy) as handle:
+        cached = run(family, model)
+        assert handle.report().plan.reused > 0.3
+        assert torch.equal(run(family, model), cached)
+    assert 0 < (cached - plain).norm() < 0.3 * plain.norm()
+    assert torch.equal(run(family, model), plain)
