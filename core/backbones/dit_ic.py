@@ -8,6 +8,7 @@ strength follows the codec's own uncertainty.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..entropy import DepthConvBlock, Downsample, FactorizedPrior, QuadtreeContext, SubpixelUp
-from ..entropy.gaussian import gaussian_likelihood
+from ..entropy.gaussian import counts_of, gaussian_likelihood
 from ..entropy.quadtree import Rounding
 from ..entropy.rounding import noisy
 
@@ -35,6 +36,8 @@ __all__ = [
     "strength",
 ]
 
+RADIUS = 40
+"""Largest offset of the side information with a probability of its own."""
 TIMESTEP = 999
 FLOW_SIGMA = 0.9996665716171265
 """Noise level at which the transformer is asked: the one step of DPM-Solver's flow schedule with shift 3."""
@@ -203,9 +206,14 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
         latent_width: width of the latents' own part in the analysis; None is the published 128 of 320.
         feature_width: width of the features' part; None is 64 of 320.
         scale_width: width of the scale head's upsampling; None is 192 of 320.
+
+    Attributes:
+        counts: of the side information's offsets from the medians, int32 (channel / 2, 2 RADIUS + 2).
     """
 
-    # Entropy networks give the same symbols only in the precision that they were saved in.
+    counts: Tensor
+
+    # What gives a file's probabilities keeps its precision, whatever the rest is cast to.
     _keep_in_fp32_modules = ["entropy_bottleneck", "h_s", "context"]
 
     @register_to_config
@@ -233,6 +241,21 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
         )
         self.context = QuadtreeContext(channel)
         self.entropy_bottleneck = FactorizedPrior(half)
+        self.register_buffer("counts", torch.zeros(half, 2 * RADIUS + 2, dtype=torch.int32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiTICLatentCodec:
+        kept = {id(p) for name in self._keep_in_fp32_modules for p in getattr(self, name).parameters()}
+
+        def careful(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
+
+        return super()._apply(careful, recurse)
+
+    def count(self) -> DiTICLatentCodec:
+        """Write down the probabilities of the side information as whole numbers, which files are coded with."""
+        self.counts = counts_of(self.entropy_bottleneck.masses(RADIUS)).to(self.counts)
+        return self
 
     def forward(self, latents: Tensor, features: Tensor) -> CodecOutput:
         """Code and decode without a file.
@@ -241,8 +264,7 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
             latents: of the autoencoder, scaled, (B, ch_emd, h, w); h and w multiples of 8.
             features: of the picture, (B, channel, 2h, 2w).
         """
-        y = self.g_a(latents, features)
-        z = self.h_a(y)
+        y, z = self.analyse(latents, features)
         z_hat, z_likelihood = self.entropy_bottleneck(z)
         rounding = Rounding(y)
         y_hat, scales = self.context(self.h_s(z_hat), rounding)
@@ -259,8 +281,16 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
             scales=scales,
         )
 
+    def analyse(self, latents: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What is coded (B, channel, h / 2, w / 2) and its side information (B, channel / 2, h / 8, w / 8), float32."""
+        dtype = self.g_a.pre1[0].weight.dtype
+        y = self.g_a(latents.to(dtype), features.to(dtype))
+        return y.float(), self.h_a(y).float()
+
     def decode(self, y_hat: Tensor, scales: Tensor) -> Decoded:
         """Apply the four heads to decoded latents and to the scales they were coded with (B, channel, h / 2, w / 2)."""
+        dtype = self.g_a.pre1[0].weight.dtype
+        y_hat, scales = y_hat.to(dtype), scales.to(dtype)
         return Decoded(self.g_s(y_hat), self.scale(scales), self.aux(y_hat), self.prompt(y_hat))
 
 
@@ -386,12 +416,12 @@ class DiTIC(nn.Module):
         """The generative decoder: latents, sigma, tokens and velocity of what was decoded."""
         sigma = sigma_of(decoded.scale)
         tokens = self.prompter(decoded.prompt)
-        timestep = torch.full((len(tokens),), self.timestep, device=tokens.device)
-        velocity = self.transformer(
-            decoded.mean,
-            tokens,
-            timestep * getattr(self.transformer.config, "timestep_scale", 1.0),
-        ).sample
+        timestep = torch.full((len(tokens),), float(self.timestep), device=tokens.device)
+        timestep = timestep * getattr(self.transformer.config, "timestep_scale", 1.0)
+        dtype = next(self.transformer.parameters()).dtype
+        velocity = self.transformer(decoded.mean.to(dtype), tokens.to(dtype), timestep).sample.to(
+            tokens.dtype
+        )
         return one_step(decoded.mean, velocity, sigma, self.start) + decoded.res, sigma, tokens, velocity
 
     def forward(self, latents: Tensor, features: Tensor) -> DiTICOutput:

@@ -84,8 +84,9 @@ def dit_ic_from_official(
     state = _ours(state_dict)
     start = _start(scheduler)
     has = {name.split(".")[0] for name in state}
-    with torch.device("meta"):
-        model = DiTIC(
+
+    def build() -> DiTIC:
+        return DiTIC(
             DiTICLatentCodec(ch_emd, channel, channel_out, widths.get(128), widths.get(64), widths.get(192)),
             LatentPrompter(**(prompter or {})),
             SanaTransformer2DModel(**(sana or SANA_600M)),
@@ -94,12 +95,21 @@ def dit_ic_from_official(
             vae=AutoencoderDC(**(vae or DC_AE)) if "vae" in has else None,
             features=ElicAnalysis(widths.get(192, 192), channel) if "features" in has else None,
         )
-    return load_matching(model, {k: v.clone() for k, v in state.items()}, "dit_ic", assign=True)
+
+    with torch.device("meta"):
+        model = build()
+    if {name for name, _ in model.named_buffers()} - model.state_dict().keys():
+        model = build()  # tables that no checkpoint holds
+    state = {k: v.clone() for k, v in state.items()}
+    state["codec.counts"] = torch.zeros(model.codec.counts.shape, dtype=torch.int32)
+    load_matching(model, state, "dit_ic", assign=True).codec.count()
+    return model
 
 
 def dit_ic_to_official(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a :class:`DiTIC` under their official names, with the constants that the released code expects."""
     names = {_official(name): tensor for name, tensor in model.state_dict().items()}
+    del names["codec.counts"]  # the released code computes its own
     bounds = {"likelihood_lower_bound.bound": 1e-9, "lower_bound_scale.bound": 0.11, "scale_bound": 0.11}
     constants = {f"codec.gaussian_conditional.{k}": torch.tensor([v]) for k, v in bounds.items()}
     end = torch.log(torch.tensor(2 / 1e-9 - 1))

@@ -1,4 +1,4 @@
-"""DiT-IC: latents of a 32x autoencoder, coded with a learned hyperprior, decoded in one step of a diffusion transformer.
+"""DiT-IC: coded latents of a 32x autoencoder, decoded in one step of a diffusion transformer.
 
 "DiT-IC: Aligned Diffusion Transformer for Efficient Image Compression" (CVPR 2026), on SANA's checkpoints in diffusers'
 format; and its idea in the small: a one-step enhancer behind the small codec.
