@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ...core.data.images import read_image, to_uint8
 from ...core.errors import PolyditError
@@ -19,7 +21,16 @@ from .coding import THRIFT, Stream, decode_picture, encode_picture
 from .container import ALPHA, EXIF, ICC, Container, write_container
 from .weights import CodecWeights
 
-__all__ = ["Still", "decode_still", "encode_still", "read_still", "to_pillow"]
+__all__ = [
+    "Still",
+    "decode_still",
+    "encode_still",
+    "pack",
+    "read_still",
+    "to_pillow",
+    "to_tensor",
+    "unpack",
+]
 
 GREY = 1
 """Flag: the picture has no colours."""
@@ -111,17 +122,35 @@ def encode_still(weights: CodecWeights, still: Still, index: int, thrift: float 
         index: quality 0..240.
         thrift: see `Rounding`.
     """
-    device = weights.codec.colour.device
+    stream = encode_picture(
+        weights.codec, weights.models, to_tensor(still, weights.codec.colour.device), index, thrift
+    )
+    return pack(still, stream, 0, index, weights.identity)
+
+
+def to_tensor(still: Still, device: torch.device | str = "cpu") -> Tensor:
+    """The pixels as (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(still.pixels)).to(device).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def pack(still: Still, stream: Stream, codec: int, quality: int, identity: bytes) -> bytes:
+    """The bytes of a ``.pdc`` file: a coded picture with what belongs to it.
+
+    Args:
+        still: the picture.
+        stream: its coded pixels.
+        codec: number of what coded them, see `container.CODECS`.
+        quality: in the codec's unit.
+        identity: of its weights.
+    """
     height, width = still.pixels.shape[:2]
-    picture = torch.from_numpy(np.array(still.pixels)).to(device).permute(2, 0, 1).float() / 127.5 - 1
     sections = {kind: content for kind, content in ((ICC, still.icc), (EXIF, still.exif)) if content}
     if still.alpha is not None:
         sections[ALPHA] = _png(still.alpha)
-    stream = encode_picture(weights.codec, weights.models, picture, index, thrift)
     content = Container(
-        codec=0,
-        quality=index,
-        weights=weights.identity[:4],
+        codec=codec,
+        quality=quality,
+        weights=identity[:4],
         width=width,
         height=height,
         data=stream.data,
@@ -144,10 +173,28 @@ def decode_still(weights: CodecWeights, content: Container, name: str | Path) ->
             f"{name}: its header says quality {content.quality} of {LAST_QUALITY}; it is damaged"
         )
     size = (content.height, content.width)
-    alpha = _read_alpha(content.sections[ALPHA], size, name) if ALPHA in content.sections else None
     stream = Stream(content.data, content.symbols)
-    picture = decode_picture(weights.codec, weights.models, stream, content.quality, size, name)
-    pixels = picture.add_(1).mul_(127.5).round_().byte().permute(1, 2, 0).cpu().contiguous().numpy()
+    return unpack(
+        content,
+        lambda: decode_picture(weights.codec, weights.models, stream, content.quality, size, name),
+        name,
+    )
+
+
+def unpack(content: Container, decode: Callable[[], Tensor], name: str | Path) -> Still:
+    """The picture of a file with what belongs to it.
+
+    Args:
+        content: of the file.
+        decode: gives the pixels (3, H, W) in [-1, 1].
+        name: of the file, for complaints.
+
+    Raises:
+        PolyditError: the alpha channel is damaged.
+    """
+    size = (content.height, content.width)
+    alpha = _read_alpha(content.sections[ALPHA], size, name) if ALPHA in content.sections else None
+    pixels = decode().add_(1).mul_(127.5).round_().byte().permute(1, 2, 0).cpu().contiguous().numpy()
     return Still(
         pixels, alpha, bool(content.flags & GREY), content.sections.get(ICC), content.sections.get(EXIF)
     )

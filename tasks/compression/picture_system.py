@@ -22,7 +22,7 @@ from .picture_file import Still, decode_still, encode_still, read_still, to_pill
 from .rate import best_within, parse_size
 from .weights import CodecWeights, open_weights
 
-__all__ = ["decode_file", "encode_file", "encode_for"]
+__all__ = ["decode_file", "encode_file", "encode_for", "write_still"]
 
 PROFILE_FORMATS = {
     ".png": "PNG",
@@ -88,6 +88,13 @@ def decode_file(
     begin = time.perf_counter()
     still = decode_still(weights, content, source)
     seconds = time.perf_counter() - begin
+    write_still(still, output, name)
+    line = f"{output.path(name)}: {content.width}x{content.height}, quality {quality_of(content.quality):.2f}"
+    return {"width": content.width, "height": content.height, "seconds": seconds, "line": line}
+
+
+def write_still(still: Still, output: OutputWriter, name: str) -> None:
+    """Write a decoded picture in the format of its name, with profile and EXIF where the format has them."""
     image = to_pillow(still)
     suffix = Path(name).suffix.lower()
     if image.info and suffix in PROFILE_FORMATS:
@@ -105,8 +112,6 @@ def decode_file(
         output.image(name, _over_white(image))
     else:
         output.image(name, image)
-    line = f"{output.path(name)}: {content.width}x{content.height}, quality {quality_of(content.quality):.2f}"
-    return {"width": content.width, "height": content.height, "seconds": seconds, "line": line}
 
 
 def _over_white(image: Image.Image) -> Image.Image:
