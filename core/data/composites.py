@@ -195,6 +195,24 @@ class Compositor:
         exact = np.rint(blend(background, layers)).astype(np.uint8)
         return Composite(degrade(exact, rng, options), background, tuple(layers), tuple(files))
 
+    def draw_photo(self, rng: np.random.Generator) -> tuple[Pixels, Path]:
+        """A photograph as it is held, (h, w, 3) not to be written to, and its file."""
+        file = _pick(self.photos, self._weights[0], rng)
+        return self._photos(file), file
+
+    def draw_cutout(self, rng: np.random.Generator) -> tuple[Pixels, Path]:
+        """A cut-out as it is held, (h, w, 4) cut to what is visible and not to be written to, and its file.
+
+        Raises:
+            PolyditError: 100 files in a row have no transparency.
+        """
+        for _ in range(100):
+            file = _pick(self.cutouts, self._weights[1], rng)
+            cutout = self._cutouts(file)
+            if cutout.shape[:2] != (1, 1):
+                return cutout, file
+        raise PolyditError(f"{file}: 100 files in a row have no transparent part; give cut-outs")
+
     # -- the background ------------------------------------------------------------------------------------
 
     def background(self, photo: Path, rng: np.random.Generator) -> Pixels:

@@ -3,7 +3,8 @@
 Functions of two pictures: `psnr`, `ssim`, `ms_ssim`, `gmsd`. Networks with the user's weights: `LPIPS`,
 `DISTS`. Over a data set: `PictureMean` of any of these, `FrechetDistance` (FID) and `KernelDistance` (KID) on
 any features, `InceptionFeatures` among them. Of masks: `saliency_scores` and, over a data set,
-`SaliencyMetrics`. Of videos: `.video` (PSNR and SSIM of frames, E_warp). Of point clouds: `.point_sets`; of solids: `.volumes`.
+`SaliencyMetrics`. Of videos: `.video` (PSNR and SSIM of frames, E_warp).
+Of point clouds: `.point_sets`; of solids: `.volumes`.
 A metric whose weights are missing raises `MissingWeightsError`.
 """
 

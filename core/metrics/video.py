@@ -41,8 +41,8 @@ def frame_ssim(prediction: Frames, target: Frames, window: Window) -> NDArray[np
         prediction: (T, H, W, 3) uint8.
         target: the same.
         window: ``"gaussian11"``: Wang et al. (2004), see `ssim`; ``"uniform65"``: a mean over 65 x 65 pixels with
-            sample covariances, the protocol of ProPainter and its successors; ``"uniform7"``: scikit-image's default, which
-            HQVI's figures use. They differ much: name it beside the figure.
+            sample covariances, the protocol of ProPainter and its successors; ``"uniform7"``: scikit-image's
+            default, which HQVI's figures use. They differ much: name it beside the figure.
 
     Returns:
         (T,).
