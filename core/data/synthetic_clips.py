@@ -89,8 +89,7 @@ class SyntheticClip:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """(T, H, W): where any cut-out shows at all."""
-        found: NDArray[np.bool_] = (self.layers[..., 3] > 0).any(0) if len(self.layers) else self.alpha > 0
-        return found
+        return np.any(self.layers[..., 3] > 0, axis=0)
 
 
 class SyntheticClips:
@@ -222,7 +221,7 @@ class SyntheticClips:
             scale, angle = np.exp(-log_zoom) / ratio, turn + tilt
             rotation = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
             rotation = np.diag([mirror, 1.0]) @ rotation
-            offset = np.array([(cutout[1] - 1) / 2, (cutout[0] - 1) / 2]) - rotation @ (start + [x, y])
+            offset = np.array([(cutout[1] - 1) / 2, (cutout[0] - 1) / 2]) - rotation @ (start + np.array([x, y]))
             at = np.column_stack([rotation, offset])
             views.append(_after(at, _after(home, view)) if follow else at)
         return views
