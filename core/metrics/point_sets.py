@@ -258,13 +258,14 @@ def generation_scores(
         distance_matrix(samples, None, distance, cost),
     )
     radius = 2 * max(float(np.linalg.norm(_cloud(c), axis=1).max()) for c in (*samples, *references))
-    scaled = [[_cloud(c) / radius for c in clouds] for clouds in (samples, references)]
     return GenerationScores(
         distance,
         minimum_matching_distance(between),
         coverage(between),
         nearest.accuracy,
-        jensen_shannon_divergence(*scaled),
+        jensen_shannon_divergence(
+            [_cloud(c) / radius for c in samples], [_cloud(c) / radius for c in references]
+        ),
     )
 
 
