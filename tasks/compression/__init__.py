@@ -35,6 +35,14 @@ RATE_OPTIONS = (
     ),
     Option("--metadata", "bool", False, "keep EXIF and the colour profile"),
 )
+DECODING_OPTIONS = (
+    Option(
+        "--fidelity",
+        "float",
+        None,
+        "from 0 (generative) to 1 (plain): which decoder, or how much of each; default: 1, with DiT-IC 0",
+    ),
+)
 CODING_OPTIONS = (
     Option("--weights", "path", None, "folder of a saved pipeline; default: the small weights of the task"),
     Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
@@ -84,6 +92,13 @@ TASK = TaskSpec(
             note="on SANA, whose folder you have",
             pipeline=f"{_HERE}.dit_ic.pipeline:DiTICPipeline",
         ),
+        System(
+            name="enhancer",
+            title="PolyDiT small, DiT-IC's step on pixels behind the small codec",
+            arxiv=None,
+            config="enhance_small.yaml",
+            note="what `decode --fidelity` shows below 1",
+        ),
     ),
     module="polydit.core.training:DiffusionModule",
     datamodule="lightning.pytorch:LightningDataModule",
@@ -92,7 +107,7 @@ TASK = TaskSpec(
     demo="polydit.demos.compression:build",
     default_weights="demos/weights/compression",
     default_config="small.yaml",
-    predict_options=RATE_OPTIONS,
+    predict_options=(*RATE_OPTIONS, *DECODING_OPTIONS),
     input_kinds=("image",),
     outputs=("{stem}.pdc",),
     commands=(
@@ -112,7 +127,7 @@ TASK = TaskSpec(
             "decode",
             "a .pdc file as a picture or video",
             f"{_HERE}.command:decode",
-            (SOURCE, TARGET, *CODING_OPTIONS),
+            (SOURCE, TARGET, *DECODING_OPTIONS, *CODING_OPTIONS),
         ),
         Command(
             "bench",

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.errors import PolyditError
-from .codec import MULTIPLE, LatentCodec
+from .codec import MULTIPLE, LatentCodec, step_of
 from .context import MEAN_UNIT
 from .entropy import Decoding, Encoding, RangeModels
 from .rounding import Rounding
+from .uncertainty import Uncertainty
+
+if TYPE_CHECKING:
+    from .enhance import Enhancer
 
 __all__ = ["THRIFT", "Stream", "decode_picture", "decode_symbols", "encode_picture", "padded_size"]
 
@@ -82,6 +87,7 @@ def decode_symbols(
     index: int,
     size: tuple[int, int],
     name: str | Path = "file",
+    unsure: Uncertainty | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Coefficients of a coded picture.
 
@@ -92,6 +98,7 @@ def decode_symbols(
         index: quality.
         size: height and width of the picture.
         name: of the file, for complaints.
+        unsure: listens to the finer level.
 
     Returns:
         Ordered coefficients of both levels in 1/16 of a step, and the CRC-32 of the residuals.
@@ -102,7 +109,8 @@ def decode_symbols(
     tall, wide = padded_size(*size)
     quality = torch.tensor([index], device=codec.colour.device)
     decoding = Decoding(models, data, name)
-    coarse16, fine16 = codec.code(quality, (tall // MULTIPLE, wide // MULTIPLE), decoding, decoding)
+    fine = decoding if unsure is None else unsure.of(decoding)
+    coarse16, fine16 = codec.code(quality, (tall // MULTIPLE, wide // MULTIPLE), decoding, fine)
     return coarse16, fine16, decoding.check
 
 
@@ -114,17 +122,21 @@ def decode_picture(
     index: int,
     size: tuple[int, int],
     name: str | Path = "file",
+    enhancer: Enhancer | None = None,
 ) -> Tensor:
-    """The picture (3, H, W) in [-1, 1] of a stream; see `decode_symbols`.
+    """The picture (3, H, W) in [-1, 1] of a stream; see `decode_symbols`. An enhancer takes its step behind that.
 
     Raises:
         PolyditError: the data cannot be read, or gives other residuals than were coded.
     """
-    coarse16, fine16, check = decode_symbols(codec, models, stream.data, index, size, name)
+    unsure = None if enhancer is None else Uncertainty()
+    coarse16, fine16, check = decode_symbols(codec, models, stream.data, index, size, name, unsure)
     if check & 0xFFFF != stream.symbols & 0xFFFF:
         raise PolyditError(
             f"{name}: decodes to other numbers than were coded; it is damaged, or this machine computes wrongly"
         )
     quality = torch.tensor([index], device=coarse16.device)
     picture = codec.synthesise(coarse16 / MEAN_UNIT, fine16 / MEAN_UNIT, quality)
+    if enhancer is not None and unsure is not None:
+        picture = enhancer(picture.float(), unsure.deviation(step_of(quality)), quality)
     return picture[0, :, : size[0], : size[1]].clamp(-1, 1)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from .codec import LAST_QUALITY
 from .coding import THRIFT, Stream, decode_picture, encode_picture
 from .container import ALPHA, EXIF, ICC, Container, write_container
 from .weights import CodecWeights
+
+if TYPE_CHECKING:
+    from .enhance import Enhancer
 
 __all__ = [
     "Still",
@@ -161,8 +164,10 @@ def pack(still: Still, stream: Stream, codec: int, quality: int, identity: bytes
     return write_container(content)
 
 
-def decode_still(weights: CodecWeights, content: Container, name: str | Path) -> Still:
-    """The picture of a file.
+def decode_still(
+    weights: CodecWeights, content: Container, name: str | Path, enhancer: Enhancer | None = None
+) -> Still:
+    """The picture of a file; an enhancer takes its step behind the codec.
 
     Raises:
         PolyditError: it was coded with other weights, or is damaged.
@@ -176,7 +181,7 @@ def decode_still(weights: CodecWeights, content: Container, name: str | Path) ->
     stream = Stream(content.data, content.symbols)
     return unpack(
         content,
-        lambda: decode_picture(weights.codec, weights.models, stream, content.quality, size, name),
+        lambda: decode_picture(weights.codec, weights.models, stream, content.quality, size, name, enhancer),
         name,
     )
 

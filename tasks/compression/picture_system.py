@@ -85,8 +85,18 @@ def decode_file(
 ) -> dict[str, Any]:
     """Decode a picture; see `systems`."""
     weights = open_chosen(options)
+    enhancer = None
+    if options.fidelity is not None and options.fidelity != 1:
+        from .enhance import open_enhancer  # not needed otherwise, and neither are the libraries it stands on
+
+        enhancer = open_enhancer(
+            choose_weights(TASK, options.weights),
+            options.fidelity,
+            weights.codec.colour.device,
+            weights.codec.compute_dtype,
+        )
     begin = time.perf_counter()
-    still = decode_still(weights, content, source)
+    still = decode_still(weights, content, source, enhancer)
     seconds = time.perf_counter() - begin
     write_still(still, output, name)
     line = f"{output.path(name)}: {content.width}x{content.height}, quality {quality_of(content.quality):.2f}"

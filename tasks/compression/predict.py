@@ -15,16 +15,17 @@ from .codec import quality_of
 from .container import read_container
 from .picture_file import decode_still, read_still, to_pillow
 from .picture_system import encode_for
+from .pipeline import CompressionPipeline
 
 if TYPE_CHECKING:
     from ...core.media import OutputWriter
-    from .pipeline import CompressionPipeline
+    from .dit_ic.pipeline import DiTICPipeline
 
 __all__ = ["predict_one"]
 
 
 def predict_one(
-    pipe: CompressionPipeline,
+    pipe: CompressionPipeline | DiTICPipeline,
     source: Path,
     writer: OutputWriter,
     options: Namespace,
@@ -36,10 +37,20 @@ def predict_one(
         Bytes, bits per pixel, PSNR in RGB, quality and seconds, for ``results.json``.
     """
     still = read_still(source, options.metadata)
+    figures: dict[str, Any] = {}
     begin = time.perf_counter()
-    index, file = encode_for(pipe.weights, still, options)
-    middle = time.perf_counter()
-    found = decode_still(pipe.weights, read_container(file, source), source)
+    if isinstance(pipe, CompressionPipeline):
+        step = pipe.step(1.0 if options.fidelity is None else options.fidelity)
+        index, file = encode_for(pipe.weights, still, options)
+        figures["quality"] = round(quality_of(index), 2)
+        middle = time.perf_counter()
+        found = decode_still(pipe.weights, read_container(file, source), source, step)
+    else:
+        from .dit_ic import system
+
+        file = system.encode_still(pipe, still)
+        middle = time.perf_counter()
+        found = system.decode_still(pipe, read_container(file, source), source, options.fidelity)
     end = time.perf_counter()
     with writer.open(f"{source.stem}.pdc") as target:
         target.write(file)
@@ -50,7 +61,7 @@ def predict_one(
         "bytes": len(file),
         "bits_per_pixel": round(8 * len(file) / still.pixels[..., 0].size, 4),
         "psnr": round(float(psnr(*shown)), 3),
-        "quality": round(quality_of(index), 2),
+        **figures,
         "encode_seconds": round(middle - begin, 3),
         "decode_seconds": round(end - middle, 3),
         **({"notes": still.notes} if still.notes else {}),

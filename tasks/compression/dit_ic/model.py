@@ -22,7 +22,13 @@ from ....core.diffusion.objective import ObjectiveOutput
 from ....core.errors import PolyditError
 from ....core.training import DiffusionModule
 from ....core.training.weights import is_on_meta
-from .losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, adversarial_terms, distillation_loss
+from ..losses import (
+    PatchDiscriminator,
+    PerceptualLoss,
+    adaptive_weight,
+    adversarial_terms,
+    distillation_loss,
+)
 from .pipeline import FURTHER, DiTICPipeline
 
 __all__ = ["GenerativeCompression"]

@@ -8,14 +8,14 @@ from polydit.core.adapters import LoraOptions
 from polydit.core.adapters.lora import lora_layers
 from polydit.core.backbones.pretrained import load_transformer
 from polydit.core.errors import PolyditError
-from polydit.tasks.compression.dit_ic.losses import (
+from polydit.tasks.compression.dit_ic.model import GenerativeCompression
+from polydit.tasks.compression.losses import (
     PatchDiscriminator,
     PerceptualLoss,
     adaptive_weight,
     adversarial_terms,
     distillation_loss,
 )
-from polydit.tasks.compression.dit_ic.model import GenerativeCompression
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point", "proj_out"]
 DECODER = ["conv1", "conv2", "conv_in"]

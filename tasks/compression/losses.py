@@ -1,4 +1,4 @@
-"""What DiT-IC adds to rate and squared error."""
+"""What is asked of decoded pictures beside a small error: that networks, filters and an adversary like them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....core.acceleration.adversarial_distillation import hinge_for_discriminator, hinge_for_generator
-from ....core.errors import PolyditError
-from ....core.metrics import DISTS, LPIPS
+from ...core.acceleration.adversarial_distillation import hinge_for_discriminator, hinge_for_generator
+from ...core.errors import PolyditError
+from ...core.metrics import DISTS, LPIPS
 
 __all__ = [
     "PatchDiscriminator",
@@ -18,7 +18,20 @@ __all__ = [
     "adaptive_weight",
     "adversarial_terms",
     "distillation_loss",
+    "texture_energy",
+    "texture_loss",
 ]
+
+LEVELS = 3
+POOL = 8
+FAINT = 0.02
+"""Contrast, in pictures of -1..1, below which texture hardly counts."""
+SECOND_DIFFERENCES = (
+    ((0, 0, 0), (-1, 2, -1), (0, 0, 0)),
+    ((0, -1, 0), (0, 2, 0), (0, -1, 0)),
+    ((-1, 0, 0), (0, 2, 0), (0, 0, -1)),
+    ((0, 0, -1), (0, 2, 0), (-1, 0, 0)),
+)
 
 
 def distillation_loss(latents: Tensor, clean: Tensor, least: float = 0.5) -> Tensor:
@@ -36,6 +49,32 @@ def distillation_loss(latents: Tensor, clean: Tensor, least: float = 0.5) -> Ten
         The mean, a scalar.
     """
     return F.relu(least - F.cosine_similarity(latents.float(), clean.float(), dim=1)).mean()
+
+
+def texture_energy(pictures: Tensor) -> list[Tensor]:
+    """How much there is of four orientations at three scales, around each place.
+
+    Args:
+        pictures: (B, 3, H, W) in [-1, 1], sides multiples of 32.
+
+    Returns:
+        For each scale the root of the mean square of each filter over windows of 8 pixels there, (B, 4, h, w).
+    """
+    grey = pictures.float().mean(1, keepdim=True)
+    filters = torch.tensor(SECOND_DIFFERENCES, device=grey.device).float().unsqueeze(1) / 6**0.5
+    energies = []
+    for level in range(LEVELS):
+        if level:
+            grey = F.avg_pool2d(grey, 2)
+        filtered = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), filters)
+        energies.append((F.avg_pool2d(filtered.square(), POOL, POOL // 2) + 1e-6).sqrt())
+    return energies
+
+
+def texture_loss(answer: Tensor, truth: Tensor) -> Tensor:
+    """Relative difference of the texture's energy: blur is seen, and where exactly each blade of grass lies is not."""
+    pairs = zip(texture_energy(answer), texture_energy(truth), strict=True)
+    return torch.stack([((a - t).abs() / (t + FAINT)).mean() for a, t in pairs]).mean()
 
 
 class PerceptualLoss(nn.Module):
