@@ -11,26 +11,37 @@ from .deepcache import DeepCache
 from .delta_dit import BlockSpan, DeltaDiT
 from .first_block import FirstBlock
 from .handle import Handle, accelerate
+from .inner_loop import Feedback, InnerLoop, InnerLoopTraining
 from .mag_cache import MagCache, magnitude_ratios
 from .plan import Plan
 from .policy import Replay
+from .regions import RAS
 from .report import Report
+from .router_training import RouterTraining
+from .routers import Routed, Router
 from .taylorseer import FORA, TaylorSeer
 from .trajectory_distillation import TrajectoryDistillation
 
 __all__ = [
     "FORA",
+    "RAS",
     "AdversarialDistillation",
     "BlockSpan",
     "DeepCache",
     "DeltaDiT",
     "FeatureDiscriminator",
+    "Feedback",
     "FirstBlock",
     "Handle",
+    "InnerLoop",
+    "InnerLoopTraining",
     "MagCache",
     "Plan",
     "Replay",
     "Report",
+    "Routed",
+    "Router",
+    "RouterTraining",
     "TaylorSeer",
     "TrajectoryDistillation",
     "accelerate",

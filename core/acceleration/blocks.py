@@ -69,6 +69,14 @@ class BlockPort:
             return (self._argument(0, args, kwargs),)
         return self._argument(0, args, kwargs), self._argument(1, args, kwargs)
 
+    def replace(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], tokens: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with other image tokens."""
+        if self._names[0] in kwargs:
+            return tuple(args), {**kwargs, self._names[0]: tokens}
+        return (tokens, *args[1:]), dict(kwargs)
+
     def learn(self, output: Any) -> None:
         """Remember how the block answers."""
         self._parts = len(output) if isinstance(output, tuple) else 0

@@ -118,7 +118,8 @@ class _WatchingSpan(SpanSite):
                     self._arrived = port.read(args, kwargs)[0]
                 if index == len(self.watched) - 1:
                     left = port.streams(output)[0]
-                    assert left is not None and self._arrived is not None
+                    assert left is not None
+                    assert self._arrived is not None
                     self._judge(left - self._arrived)
                     self._arrived = None
             return output

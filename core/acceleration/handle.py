@@ -16,10 +16,11 @@ from .blocks import unwrap
 from .clock import Clock, Moment
 from .plan import Plan
 from .policy import Policy
+from .regions import RAS
 from .report import Report
 from .sites import SpanSite, Unbind
 
-__all__ = ["Handle", "accelerate", "handle_of"]
+__all__ = ["Handle", "accelerate", "frozen", "handle_of", "refuse_second"]
 
 MARK = "_polydit_cache"
 """Attribute by which a model is known to have a cache."""
@@ -27,7 +28,7 @@ MARK = "_polydit_cache"
 ONE_STEP = "the network is asked in one step only, and a cache lives from step to step; take more steps"
 
 
-def accelerate(target: Any, policy: Policy, strict: bool = False) -> Handle:
+def accelerate(target: Any, policy: Policy | RAS, strict: bool = False) -> Any:
     """Put a cache on a network, for all sampling runs until ``handle.remove()``.
 
     Every run begins without memory: runs are told apart by the samplers of this project, by the timesteps that a
@@ -39,7 +40,8 @@ def accelerate(target: Any, policy: Policy, strict: bool = False) -> Handle:
         strict: refuse a run of one step, where nothing can be reused, instead of computing it.
 
     Returns:
-        The handle; ``report()`` says what was computed, ``remove()`` takes the cache off.
+        The :class:`Handle` (of :class:`RAS`, a handle of its own kind); ``report()`` says what was computed,
+        ``remove()`` takes the cache off.
 
     Raises:
         PolyditError: no site is found, or the network has another cache.
@@ -56,7 +58,7 @@ def accelerate(target: Any, policy: Policy, strict: bool = False) -> Handle:
             raise PolyditError(
                 f"cache: {type(target).__name__} has neither a transformer nor a unet; give the network itself"
             )
-    return Handle(outer, policy, pipe, strict)
+    return policy.attach(outer, pipe, strict)
 
 
 def handle_of(target: Any) -> Handle | None:
@@ -67,13 +69,26 @@ def handle_of(target: Any) -> Handle | None:
     return unwrap(outer).__dict__.get(MARK) if isinstance(outer, nn.Module) else None
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No weight of the model asks for a gradient, so one that flows through it ends in what is trained beside it."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+
+
 class Handle:
     """A cache on a model; made by :func:`accelerate`."""
 
     def __init__(self, outer: nn.Module, policy: Policy, pipe: Any = None, strict: bool = False) -> None:
         self.model = unwrap(outer)
         self.policy, self.strict = policy, strict
-        _refuse_second(self.model)
+        refuse_second(self.model)
         self.sites = policy.sites(self.model)
         self.clock = Clock(pipe)
         self._signature = inspect.signature(self.model.forward)
@@ -246,7 +261,12 @@ class Handle:
             site.forget()
 
 
-def _refuse_second(model: nn.Module) -> None:
+def refuse_second(model: nn.Module) -> None:
+    """Refuse a model that has a cache, of ours or of diffusers.
+
+    Raises:
+        PolyditError: it has.
+    """
     other = model.__dict__.get(MARK)
     if other is not None:
         raise PolyditError(f"cache: the model has one already, {other.policy}; remove() it first")

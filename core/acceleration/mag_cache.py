@@ -22,8 +22,8 @@ class MagCache(Policy):
     """Leave out all blocks by ratios that were measured once ("MagCache", arXiv 2506.09045).
 
     From step to step what the blocks add changes its size by a ratio that hardly depends on the prompt. Behind the
-    first steps, ``R *= ratio[step]`` and ``error += |1 - R|`` are accumulated; blocks are left out while the error stays
-    below the threshold and not more than ``max_skip`` steps in a row.
+    first steps, ``R *= ratio[step]`` and ``error += |1 - R|`` are accumulated; blocks are left out while the error
+    stays below the threshold and not more than ``max_skip`` steps in a row.
 
     Args:
         ratios: of each step to the step before, as :func:`magnitude_ratios` measures them; the first is 1. A run of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +23,12 @@ class Policy:
     A subclass answers `sites` and `computes`; one whose sites decide within a call, by what they see (a threshold),
     answers None there.
     """
+
+    def attach(self, outer: nn.Module, pipe: Any, strict: bool) -> Any:
+        """Put the method on a network; what ``accelerate`` returns."""
+        from .handle import Handle
+
+        return Handle(outer, self, pipe, strict)
 
     def sites(self, model: nn.Module) -> list[CacheSite]:
         """The places that are kept.
