@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,9 @@ class PictureCompression(DiffusionModule):
     def setup(self, stage: str) -> None:
         """Start a new run with the statistics of the data."""
         super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None and self.init_weights is None:
-            samples = self.trainer.datamodule.train_set
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                first = [samples[number]["picture"] for number in range(24)]
-            self.backbone.start_from(torch.stack(first))
+        samples = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
+        if stage == "fit" and samples is not None and self.trainer.ckpt_path is None and self.init_weights is None:
+            self.backbone.start_from(torch.stack([samples[number]["picture"] for number in range(24)]))
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The pictures (B, 3, H, W)."""
