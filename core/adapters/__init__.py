@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .converting import convert_lora
+from .difffit import DiffFit
 from .group import inject_group, load_group_lora
 from .inspecting import inspect_lora
 from .loading import LoadReport, apply_lora, continue_from, load_lora
@@ -22,6 +23,7 @@ from .options import LoraOptions
 from .saving import save_lora
 
 __all__ = [
+    "DiffFit",
     "LoadReport",
     "LoraOptions",
     "adapter_names",

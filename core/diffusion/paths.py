@@ -270,7 +270,8 @@ class DiscretePath(VariancePreserving):
     ``log alpha`` is linear in t.
 
     Args:
-        schedule: ``linear`` betas, or ``scaled_linear`` (linear in the square root of beta).
+        schedule: ``linear`` betas, ``scaled_linear`` (linear in the square root of beta), or ``warm`` (linear over the
+            first tenth of the indices, then constant: PVD's and DiT-3D's for planes).
         beta_start: First beta.
         beta_end: Last beta.
         steps: Number of indices.
@@ -283,7 +284,7 @@ class DiscretePath(VariancePreserving):
 
     def __init__(
         self,
-        schedule: Literal["linear", "scaled_linear"] = "linear",
+        schedule: Literal["linear", "scaled_linear", "warm"] = "linear",
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         steps: int = 1000,
@@ -294,8 +295,11 @@ class DiscretePath(VariancePreserving):
             betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         elif schedule == "scaled_linear":
             betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+        elif schedule == "warm":
+            betas = torch.full((steps,), beta_end, dtype=torch.float64)
+            betas[: steps // 10] = torch.linspace(beta_start, beta_end, steps // 10, dtype=torch.float64)
         else:
-            raise ValueError(f"unknown schedule {schedule!r}; linear or scaled_linear")
+            raise ValueError(f"unknown schedule {schedule!r}; linear, scaled_linear or warm")
         self.schedule = schedule
         self.beta_start = beta_start
         self.beta_end = beta_end
@@ -306,7 +310,7 @@ class DiscretePath(VariancePreserving):
         self.betas = betas
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         log_alpha = 0.5 * torch.log1p(-betas).cumsum(0)
-        if self.is_changed:
+        if snr_shift != 1 or ends_in_noise:
             abar = self.alphas_cumprod / (snr_shift + (1 - snr_shift) * self.alphas_cumprod)
             if ends_in_noise:
                 root = abar.sqrt()
@@ -319,8 +323,8 @@ class DiscretePath(VariancePreserving):
 
     @property
     def is_changed(self) -> bool:
-        """Whether the table is another than that of its betas."""
-        return self.snr_shift != 1 or self.ends_in_noise
+        """Whether the table is another than that which diffusers makes of the schedule's name and ends."""
+        return self.snr_shift != 1 or self.ends_in_noise or self.schedule == "warm"
 
     def time_of_index(self, index: Tensor | int) -> Tensor:
         """Project time of a table index."""

@@ -73,7 +73,7 @@ def make_scheduler(
         }
         settings: dict[str, Any] = {
             "num_train_timesteps": path.steps,
-            "beta_schedule": path.schedule,
+            "beta_schedule": "linear" if path.schedule == "warm" else path.schedule,
             "beta_start": path.beta_start,
             "beta_end": path.beta_end,
         }

@@ -26,6 +26,9 @@ class Part(Protocol):
     def area(self) -> float:
         """Of its surface."""
 
+    def reach(self) -> float:
+        """The radius of a ball around the origin that holds it."""
+
     def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:
         """Points (count, 3) spread evenly over its surface, and the normals there."""
 
@@ -41,6 +44,9 @@ class Ball:
 
     def area(self) -> float:  # noqa: D102
         return 4 * np.pi * self.radius**2
+
+    def reach(self) -> float:  # noqa: D102
+        return self.radius
 
     def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:  # noqa: D102
         normals = generator.normal(size=(count, 3))
@@ -70,6 +76,9 @@ class Frustum:
 
     def area(self) -> float:  # noqa: D102
         return float(sum(self._sides()))
+
+    def reach(self) -> float:  # noqa: D102
+        return float(np.hypot(max(self.lower, self.upper), self.half))
 
     def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:  # noqa: D102
         areas = np.array(self._sides())
@@ -122,6 +131,9 @@ class Extrusion:
     def area(self) -> float:  # noqa: D102
         cap, sides = self._faces()
         return float(2 * cap + sides.sum())
+
+    def reach(self) -> float:  # noqa: D102
+        return float(np.hypot(np.linalg.norm(self.polygon, axis=1).max(), self.half))
 
     def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:  # noqa: D102
         cap, sides = self._faces()
@@ -184,8 +196,13 @@ class Union:
 
     def distance(self, points: Array) -> Array:
         """Signed distances (N,) at points (N, 3)."""
-        own = (points - self.shift) / self.scale
-        return np.min([part.distance(own) for part in self.parts], axis=0) * self.scale
+        own = (np.asarray(points, np.float64) - self.shift) / self.scale
+        best = np.full(len(own), np.inf)
+        for part in self.parts:
+            # No part is nearer than the ball around it, so most points ask few parts.
+            ask = np.linalg.norm(own - part.centre, axis=1) - part.part.reach() < best
+            best[ask] = np.minimum(best[ask], part.distance(own[ask]))
+        return best * self.scale
 
     def contains(self, points: Array) -> Array:
         """Boolean (N,)."""
