@@ -25,6 +25,7 @@ class PictureCompression(DiffusionModule):
 
     The loss of a crop is its bits per pixel plus its squared error over ``balance * step**2``: for values that are
     quantised finely, the error falls by ``step**2 * 2 ln 2 / 36`` for a bit per pixel, so 0.04 balances all qualities.
+    Crops count the more, the coarser their step, so that a percent of the bits weighs about the same at every quality.
 
     Args:
         backbone: the codec.
@@ -63,7 +64,12 @@ class PictureCompression(DiffusionModule):
         """Start a new run with the statistics of the data."""
         super().setup(stage)
         samples = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
-        if stage == "fit" and samples is not None and self.trainer.ckpt_path is None and self.init_weights is None:
+        if (
+            stage == "fit"
+            and samples is not None
+            and self.trainer.ckpt_path is None
+            and self.init_weights is None
+        ):
             self.backbone.start_from(torch.stack([samples[number]["picture"] for number in range(24)]))
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -76,15 +82,21 @@ class PictureCompression(DiffusionModule):
             return torch.randint(LAST_QUALITY + 1, (count,))
         return (torch.arange(first, first + count) * 149) % (LAST_QUALITY + 1)
 
+    @staticmethod
+    def emphasis(quality: Tensor) -> Tensor:
+        """What the loss of each crop is multiplied by: 1 at the middle quality, as rates go with step**-1.25."""
+        return (step_of(quality) / step_of(torch.tensor(LAST_QUALITY / 2))) ** 1.25
+
     def losses(self, batch: Any, first: int | None = None) -> tuple[dict[str, Tensor], ObjectiveOutput]:
-        """Rate (bits per pixel) and distortion (in the rate's unit), and what was reconstructed."""
+        """Rate (weighted bits per pixel) and distortion (in the same unit), and what was reconstructed."""
         pictures = self.target(batch)
         self.batch_samples = len(pictures)
         quality = self.qualities(len(pictures), first).to(pictures.device)
         coded: Coded = self.backbone(pictures, quality, self.thrift)
-        rate = coded.bits / pictures[0, 0].numel()
+        weight = self.emphasis(quality)
+        rate = weight * coded.bits / pictures[0, 0].numel()
         error = ((coded.pictures.float() - pictures.float()) * 127.5).square().mean((1, 2, 3))
-        distortion = error / (self.balance * step_of(quality).square())
+        distortion = weight * error / (self.balance * step_of(quality).square())
         terms = {"rate": rate.mean(), "distortion": distortion.mean()}
         output = ObjectiveOutput(
             loss=terms["rate"] + terms["distortion"],
