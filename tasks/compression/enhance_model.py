@@ -18,6 +18,7 @@ from ...core.training import DiffusionModule
 from ...core.training.weights import PACKAGE, is_on_meta
 from .codec import LatentCodec, quality_index, quality_of
 from .enhance import CHANNELS, reconstruct, velocity
+from .lapped import SIZE
 from .losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, adversarial_terms, texture_loss
 from .picture_codec import PictureCodec
 
@@ -79,6 +80,7 @@ class PictureEnhancement(DiffusionModule):
         self.discriminator = PatchDiscriminator(width=discriminator_width) if adversarial else None
         # Not a child: it is frozen, has a folder of its own, and its integers are not to be cast.
         self._codec: tuple[LatentCodec] | tuple[()] = () if is_on_meta(backbone) else (_open(codec),)
+        self.codec_folder = codec
 
     @property
     def codec(self) -> LatentCodec:
@@ -102,7 +104,7 @@ class PictureEnhancement(DiffusionModule):
         pictures = self.target(batch).float()
         self.batch_samples = len(pictures)
         quality = self.qualities(len(pictures), first).to(pictures.device)
-        decoded, deviation = reconstruct(self.codec, pictures, quality)
+        decoded, deviation = self._decoded(pictures, quality)
         answer = decoded - velocity(self.backbone, decoded, deviation, quality)
         expected = deviation.mean((1, 2, 3)).clamp(min=1e-3)
         each = (answer - pictures).abs().mean((1, 2, 3)) / expected
@@ -127,6 +129,12 @@ class PictureEnhancement(DiffusionModule):
         )
         return terms, output
 
+    def _decoded(self, pictures: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._codec:  # a rehearsal: integers without values cannot be computed with
+            _place(self.codec_folder)
+            return pictures, pictures[:, :1, ::SIZE, ::SIZE].abs()
+        return reconstruct(self.codec, pictures, quality)
+
     def _last(self) -> nn.Parameter:
         return self.backbone.final_layer.linear.weight  # type: ignore[union-attr, return-value]
 
@@ -150,11 +158,14 @@ class PictureEnhancement(DiffusionModule):
 
 
 def _open(folder: str) -> LatentCodec:
+    codec = PictureCodec.from_pretrained(str(_place(folder)), local_files_only=True)
+    return codec.requires_grad_(False).eval()
+
+
+def _place(folder: str) -> Path:
     place = Path(folder).expanduser()
     if not place.exists() and (PACKAGE / folder).exists():
         place = PACKAGE / folder
     if not (place / "codec" / "config.json").is_file():
         raise PolyditError(f"--model.codec {folder}: holds no codec; give a folder that `fit` wrote")
-    return (
-        PictureCodec.from_pretrained(str(place / "codec"), local_files_only=True).requires_grad_(False).eval()
-    )
+    return place / "codec"

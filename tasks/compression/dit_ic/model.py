@@ -50,6 +50,7 @@ class GenerativeCompression(DiffusionModule):
         pooled_tokens: how many of them are pooled from the latents.
         feature_width: width of the features' network inside (ELIC: 192).
         elic: released ELIC file whose analysis gives the features; None trains one from scratch with the rest.
+        transformer_adapter: adapter of the transformer; None leaves it alone.
         decoder_adapter: adapter of the autoencoder's decoder; None leaves it alone.
         rate_weight: weight of bits per pixel: larger is smaller files (published: 0.1 to 0.5, then 0.5 to 16).
         distillation_weight: of :func:`distillation_loss`.
@@ -62,7 +63,7 @@ class GenerativeCompression(DiffusionModule):
         plain_weight: weight of the plain decoder's squared error of the latents, which ``--fidelity 1`` shows; 0 as
             published.
         zero_residual: start the residual head at nothing; published: random.
-        **kwargs: of :class:`DiffusionModule`; ``adapter`` is that of the transformer, ``objective`` has no part here.
+        **kwargs: of :class:`DiffusionModule`; ``adapter`` and ``objective`` have no part here.
 
     Raises:
         PolyditError: the parts do not fit each other.
@@ -77,6 +78,7 @@ class GenerativeCompression(DiffusionModule):
         pooled_tokens: int = 48,
         feature_width: int = 192,
         elic: str | None = None,
+        transformer_adapter: LoraOptions | None = None,
         decoder_adapter: LoraOptions | None = None,
         rate_weight: float = 0.5,
         distillation_weight: float = 0.05,
@@ -111,8 +113,11 @@ class GenerativeCompression(DiffusionModule):
         if source is not None and (Path(source) / "codec").is_dir():
             kwargs["init_weights"] = None  # a pipeline of an earlier stage: all its parts, below
         super().__init__(transformer, autoencoder=autoencoder, **kwargs)
-        if self.adapter_options is None:
-            transformer.requires_grad_(False)
+        if self.adapter_options is not None:
+            raise PolyditError(
+                "--model.adapter: would leave the codec behind; set --model.transformer_adapter in its place"
+            )
+        transformer.requires_grad_(False)
         self.codec = DiTICLatentCodec(channels, channel)
         self.prompter = LatentPrompter(channel, transformer.config.caption_channels, tokens, pooled_tokens)
         self.features = ElicAnalysis(feature_width, channel)
@@ -128,7 +133,7 @@ class GenerativeCompression(DiffusionModule):
         # In an optimiser of its own in the released code; what moves it is apart from all else, so a rate of its own is
         # the same.
         self.codec.entropy_bottleneck.quantiles.lr_scale = 10.0  # type: ignore[attr-defined]
-        self.decoder_adapter = decoder_adapter
+        self.transformer_adapter, self.decoder_adapter = transformer_adapter, decoder_adapter
         self.perceptual = PerceptualLoss(lpips, dists, lpips_weight, dists_weight)
         self.discriminator = PatchDiscriminator() if adversarial else None
         self.rate_weight, self.plain_weight = rate_weight, plain_weight
@@ -143,9 +148,12 @@ class GenerativeCompression(DiffusionModule):
         return self.autoencoder
 
     def prepare(self) -> None:
-        """Adapt the decoder, too."""
-        if not self._prepared and self.decoder_adapter is not None:
-            inject(self.space.vae.decoder, self.decoder_adapter)
+        """Adapt transformer and decoder."""
+        if not self._prepared:
+            if self.transformer_adapter is not None:
+                inject(self.backbone, self.transformer_adapter)
+            if self.decoder_adapter is not None:
+                inject(self.space.vae.decoder, self.decoder_adapter)
         super().prepare()
 
     def _continue_from(self, folder: Path) -> None:
@@ -219,13 +227,16 @@ class GenerativeCompression(DiffusionModule):
     # -- results -------------------------------------------------------------------------------------------
 
     def build_pipeline(self) -> DiffusionPipeline:
-        """The pipeline; an adapted decoder is merged into a copy of the autoencoder."""
-        vae = self.space.vae
+        """The pipeline; adapters are merged into copies."""
+        transformer, vae = self.backbone, self.space.vae
+        if self.transformer_adapter is not None:
+            transformer = deepcopy(transformer)
+            bake(transformer)
         if self.decoder_adapter is not None:
             vae = deepcopy(vae)
             bake(vae.decoder)
         self.codec.count()
-        return DiTICPipeline(self.backbone, self.codec, self.prompter, vae, self.features)
+        return DiTICPipeline(transformer, self.codec, self.prompter, vae, self.features)
 
     def pictures(
         self, pipeline: DiffusionPipeline, batch: Mapping[str, Tensor], generator: torch.Generator

@@ -35,7 +35,8 @@ def module(folder, seed=0, **settings):
     torch.manual_seed(seed)
     options = {
         "channel": 16, "feature_width": 8, "tokens": 7, "pooled_tokens": 4, "lpips_weight": 0.0, "dists_weight": 0.0,
-        "adapter": LoraOptions(rank=2, targets=TARGETS), "decoder_adapter": LoraOptions(rank=2, targets=DECODER),
+        "transformer_adapter": LoraOptions(rank=2, targets=TARGETS),
+        "decoder_adapter": LoraOptions(rank=2, targets=DECODER),
         "ema": None, **settings,
     }  # fmt: skip
     made = GenerativeCompression(load_transformer(str(folder)), **options)
@@ -176,9 +177,7 @@ def test_export_merges_both_adapters_and_the_next_stage_starts_there(sana, tmp_p
         torch.testing.assert_close(
             pipeline.space.decode(latents), made.space.decode(latents), atol=1e-5, rtol=0
         )
-    from polydit.core.adapters import bake
-
-    bake(made.backbone)
+    assert not list(lora_layers(pipeline.transformer))
     pipeline.save_pretrained(tmp_path / "pipeline")
     following = module(sana, adversarial=True, init_weights=str(tmp_path / "pipeline")).eval()
     assert torch.equal(
@@ -217,6 +216,8 @@ def test_what_does_not_fit_is_named(sana, parts_with_seed, tmp_path):
     parts_with_seed(0)["transformer"].save_pretrained(alone / "transformer")
     with pytest.raises(PolyditError, match="holds no vae"):
         module(alone)
+    with pytest.raises(PolyditError, match=r"--model\.adapter: would leave the codec behind"):
+        module(sana, adapter=LoraOptions(rank=2))
     with pytest.raises(PolyditError, match=r"--data.crop: crops of 192x192 are no multiples of 256"):
         module(sana).losses({"picture": torch.zeros(1, 3, 192, 192)})
 
@@ -233,7 +234,7 @@ def test_published_adapters(root):
     with torch.device("meta"):
         transformer, decoder = SanaTransformer2DModel(**SANA_600M), AutoencoderDC(**DC_AE).decoder
         for model, key, rank, modules, weights in (
-            (transformer, "adapter", 128, 281, 105_435_136),
+            (transformer, "transformer_adapter", 128, 281, 105_435_136),
             (decoder, "decoder_adapter", 64, 64, 13_355_008),
         ):
             assert len(inject(model, LoraOptions(**{**settings[key], "rank": rank}))) == modules
