@@ -97,6 +97,9 @@ class LatentCodec(nn.Module):
         pixel_width: features of the network that improves pixels.
         pixel_depth: its residual blocks.
         frozen: hold integers, for coding, instead of weights for training.
+
+    Attributes:
+        compute_dtype: precision of the networks that improve a decoded picture; no bit depends on them.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class LatentCodec(nn.Module):
         frozen: bool = False,
     ) -> None:
         super().__init__()
+        self.compute_dtype = torch.float32
         self.lapped = LappedTransform()
         self.register_buffer("colour", colour_matrix(), persistent=False)
         self.register_buffer("dct", dct_matrix(SIZE).float(), persistent=False)

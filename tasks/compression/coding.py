@@ -136,7 +136,11 @@ def decode_picture(
             f"{name}: decodes to other numbers than were coded; it is damaged, or this machine computes wrongly"
         )
     quality = torch.tensor([index], device=coarse16.device)
-    picture = codec.synthesise(coarse16 / MEAN_UNIT, fine16 / MEAN_UNIT, quality)
+    lower = codec.compute_dtype != torch.float32
+    with torch.autocast(
+        coarse16.device.type, codec.compute_dtype if lower else torch.bfloat16, enabled=lower
+    ):
+        picture = codec.synthesise(coarse16 / MEAN_UNIT, fine16 / MEAN_UNIT, quality)
     if enhancer is not None and unsure is not None:
         picture = enhancer(picture.float(), unsure.deviation(step_of(quality)), quality)
     return picture[0, :, : size[0], : size[1]].clamp(-1, 1)

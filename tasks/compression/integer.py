@@ -124,7 +124,9 @@ class IntegerConv(nn.Module):
         return bool(self.integer_weight.to(torch.int64).abs().sum((1, 2, 3)).max() * LIMIT < 2**24)
 
     def _exact(self, values: Tensor) -> Tensor:
-        kind = torch.float32 if self.fits_float32() else torch.float64
+        # Accelerators may transform tiles with fractions (Winograd), which double precision is left out of.
+        exact_in_single = values.device.type == "cpu" and self.fits_float32()
+        kind = torch.float32 if exact_in_single else torch.float64
         with torch.autocast(values.device.type, enabled=False):
             sums = F.conv2d(values.to(kind), self.integer_weight.to(kind), padding=self.kernel_size // 2)
         rounding = self.integer_bias + 2 ** (SHIFT - 1)

@@ -36,7 +36,10 @@ PROFILE_FORMATS = {
 
 def open_chosen(options: Namespace) -> CodecWeights:
     """The weights that the options name, on their device."""
-    weights = open_weights(choose_weights(TASK, options.weights), choose_device(options.device))
+    device = choose_device(options.device)
+    if device.type == "mps":  # has no double precision, which exact sums need there
+        device = torch.device("cpu")
+    weights = open_weights(choose_weights(TASK, options.weights), device)
     weights.codec.compute_dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     return weights
 
