@@ -116,6 +116,7 @@ def task_menu(task: TaskSpec) -> Menu:
     if task.demo:
         rows.append(("demo", "the web demo, on this machine"))
     rows.append(("export", "a checkpoint as pipeline folder or LoRA file"))
+    rows.append(("redundancy", "what changes from step to step, and a plan for predict --cache"))
     rows += [(command.name, command.help) for command in task.commands]
     width = max((len(system.name) for system in task.systems), default=0) + 2
     systems = "\n".join(
@@ -154,6 +155,10 @@ def run_task(task: TaskSpec, words: list[str]) -> int:
         from .commands.export import run_export
 
         return run_export(task, rest)
+    if name == "redundancy":
+        from .commands.redundancy import run_redundancy
+
+        return run_redundancy(task, rest)
     if name == "demo":
         from .commands.demo import run_demo
 

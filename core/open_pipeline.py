@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .devices import choose_device, choose_dtype
 from .errors import PolyditError
-from .task import TaskSpec
+from .task import TaskSpec, nearest
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["CACHES", "choose_weights", "open_pipeline"]
+__all__ = ["CACHES", "check_cache_name", "choose_weights", "open_pipeline"]
 
 CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1}),
@@ -93,12 +93,31 @@ def open_pipeline(
     return pipe
 
 
+def check_cache_name(name: str) -> None:
+    """Refuse what is neither a cache nor a plan.
+
+    Raises:
+        PolyditError: with the names that there are.
+    """
+    if name == "none" or name in CACHES:
+        return
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise PolyditError(f"--cache {name}: no such file; `redundancy` writes one")
+        return
+    raise PolyditError(f"--cache: {name} is not one of none, {', '.join(CACHES)}{nearest(name, CACHES)}")
+
+
 def _accelerate(pipe: Any, name: str) -> None:
     from . import acceleration
 
-    class_name, values = CACHES[name]
     try:
-        acceleration.accelerate(pipe, getattr(acceleration, class_name)(**values), strict=True)
+        if name in CACHES:
+            class_name, values = CACHES[name]
+            policy = getattr(acceleration, class_name)(**values)
+        else:
+            policy = acceleration.Replay(acceleration.FORA(), acceleration.Plan.read(name))
+        acceleration.accelerate(pipe, policy, strict=True)
     except PolyditError as error:
         raise PolyditError(f"--cache {name}: {error}; leave it out") from error
 

@@ -20,9 +20,9 @@ from .commands.failures import explain, is_disk_full
 from .commands.parser import Parser, add_options
 from .devices import check_device_name
 from .errors import PolyditError
-from .inputs import count_suffixes
-from .jobs import Job, Jobs, find_jobs
-from .open_pipeline import CACHES, choose_weights, open_pipeline
+from .inputs import count_suffixes, kind_of
+from .jobs import Job, Jobs, find_jobs, subject_dest
+from .open_pipeline import CACHES, check_cache_name, choose_weights, open_pipeline
 from .results import RESULTS, earlier_record, earlier_records, existing_results, report
 from .task import Option, TaskSpec, resolve
 
@@ -48,21 +48,28 @@ OPTIONS = (
     Option("--seed", "int", 0, "start of the noise; the same number gives the same result", minimum=0),
     Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
     Option("--dtype", "str", "auto", "precision of the network", choices=DTYPES),
-    Option("--cache", "str", "none", "reuse of results between steps", choices=("none", *CACHES)),
+    Option(
+        "--cache",
+        "str",
+        "none",
+        f"reuse between steps: {', '.join(CACHES)}, or a plan.json of `redundancy`",
+        metavar="NAME",
+    ),
     Option("--overwrite", "bool", False, "replace results that are there already"),
 )
 
 
-def predict_parser(task: TaskSpec) -> Parser:
-    """The options of ``polydit <task> predict``."""
+def predict_parser(task: TaskSpec, command: str = "predict", summary: str | None = None) -> Parser:
+    """The options of ``polydit <task> predict``, or of another command that runs it."""
     kinds = " or ".join(kind for kind in task.input_kinds if not kind.startswith(".")) or "file"
     parser = Parser(
-        f"polydit {task.name} predict",
-        f"{task.summary} One result per {kinds}, and results.json with settings, seed and timings.",
+        f"polydit {task.name} {command}",
+        summary
+        or f"{task.summary} One result per {kinds}, and results.json with settings, seed and timings.",
     )
     parser.add_argument(
         *dict.fromkeys(("--input", task.input_flag)),
-        required=task.table is None,
+        required=task.table is None and task.subject is None,
         dest="input",
         nargs="+",
         metavar="PATH",
@@ -89,6 +96,7 @@ def run(task: TaskSpec, words: Sequence[str]) -> int:
     """Parse and predict; the exit code."""
     options = predict_parser(task).parse_args(words)
     check_device_name(options.device)
+    check_cache_name(options.cache)
     return predict(task, options)
 
 
@@ -108,12 +116,16 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
     """
     say = note or _say
     found = find_jobs(task, options)
-    for job in found.jobs:
+    from_nothing = task.subject is not None and getattr(options, subject_dest(task)) is not None
+    for job in [] if from_nothing else found.jobs:
         if job.source.resolve().parent == options.output.expanduser().resolve():
             raise PolyditError(
                 f"--output {options.output}: is the folder of {job.source.name}; choose another folder"
             )
-    weights = choose_weights(task, options.weights, getattr(options, "system", None))
+    system = getattr(options, "system", None)
+    if options.weights is None and system is None and not from_nothing:
+        system = task.system_for(kind_of(found.jobs[0].source))
+    weights = choose_weights(task, options.weights, system)
     kept = {}
     if not options.overwrite:
         kept = {job: existing_results(task, job.source, job.options) for job in found.jobs}

@@ -15,6 +15,7 @@ from .inner_loop import Feedback, InnerLoop, InnerLoopTraining
 from .mag_cache import MagCache, magnitude_ratios
 from .plan import Plan
 from .policy import Replay
+from .redundancy import Redundancy, study
 from .regions import RAS
 from .report import Report
 from .router_training import RouterTraining
@@ -37,6 +38,7 @@ __all__ = [
     "InnerLoopTraining",
     "MagCache",
     "Plan",
+    "Redundancy",
     "Replay",
     "Report",
     "Routed",
@@ -46,4 +48,5 @@ __all__ = [
     "TrajectoryDistillation",
     "accelerate",
     "magnitude_ratios",
+    "study",
 ]

@@ -83,7 +83,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class Handle:
-    """A cache on a model; made by :func:`accelerate`."""
+    """A cache on a model; made by :func:`accelerate`.
+
+    Attributes:
+        model: that it is on.
+        policy: the method.
+        sites: what it keeps.
+        moment: run, step and branch of the last call of the model.
+    """
+
+    moment: Moment
 
     def __init__(self, outer: nn.Module, policy: Policy, pipe: Any = None, strict: bool = False) -> None:
         self.model = unwrap(outer)
@@ -184,7 +193,7 @@ class Handle:
             for site in self.sites:
                 site.forget(moment.branch)
             self._shapes[moment.branch] = shapes
-        self._moment = moment
+        self.moment = moment
         self._inside = True
         for site in self.sites:
             computes, learns = self.policy.computes(moment, site), self.policy.learns(moment, site)
@@ -200,9 +209,9 @@ class Handle:
             site.active = False
             self._asked += min(site.calls, 1)
             self._computed += min(site.calls, 1) * site.compute
-        if self._moment.branch == 0:
+        if self.moment.branch == 0:
             self._rows.append(row)
-        if self._moment.step == 0:
+        if self.moment.step == 0:
             self._check_visited()
         if all(row):  # only then has anything grown
             self._bytes = max(self._bytes, sum(site.bytes for site in self.sites))

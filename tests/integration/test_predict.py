@@ -222,6 +222,32 @@ def test_a_cache_is_on_while_the_task_runs(
     assert "in one step only" in lines[0]
 
 
+def test_a_plan_from_a_study_is_a_cache(
+    run: Any, photos: Path, tmp_path: Path, dummy_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    def ask(self: Any, image: Any, amount: float) -> Any:
+        for step in range(6):
+            self.transformer(torch.ones(1, 3, 4, 4), torch.full((1,), 900.0 - 100 * step))
+        return image
+
+    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.__call__", ask)
+    words = ["--input", photos / "a.png", "--output", tmp_path / "study", "--weights", dummy_weights]
+    assert main(list(map(str, ["dummy", "redundancy", *words, "--share", 0.5]))) == 0
+    assert "1 runs of 6 steps" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "study").iterdir()}
+    assert written == {"redundancy.json", "redundancy.png", "plan.json"}
+    code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "study" / "plan.json")
+    assert code == 0, lines
+    cache = results(tmp_path)["inputs"][0]["cache"]
+    assert 4 <= cache["computed"] <= 12
+    assert cache["of"] == 24
+    code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "gone.json", "--overwrite")
+    assert (code, "no such file" in lines[0]) == (2, True)
+    code, lines = run("--input", photos / "a.png", "--cache", "tailor", "--overwrite")
+    assert "tailor is not one of none, taylorseer" in lines[0]
+    assert "did you mean taylorseer?" in lines[0]
+
+
 def test_missing_lora_and_absent_device_are_named(run: Any, photos: Path):
     assert run("--input", photos, "--lora", "gone.safetensors") == (
         2,
