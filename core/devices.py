@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from .errors import PolyditError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_device_name", "choose_device", "choose_dtype"]
+__all__ = ["check_device_name", "choose_device", "choose_dtype", "free_memory"]
 
 
 def check_device_name(name: str) -> None:
@@ -60,3 +61,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run on this device could take."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

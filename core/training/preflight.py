@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import UnsupportedFakeTensorException, Unsupp
 
 from ..adapters import continue_from, count_trainable
 from ..commands.failures import explain
+from ..devices import free_memory
 from ..errors import PolyditError
 from ..task import resolve
 from .checkpoints import read_checkpoint
@@ -268,18 +269,6 @@ class Preflight:
                 f"--output {self.config['output']}: the run writes {in_words(size)} and {in_words(free)} are free; "
                 "make room or choose another folder"
             )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a run on this device could take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def multiplications_per_second(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

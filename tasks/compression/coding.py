@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.devices import free_memory
 from ...core.errors import PolyditError
 from .codec import MULTIPLE, LatentCodec, step_of
 from .context import MEAN_UNIT
@@ -24,6 +25,10 @@ __all__ = ["THRIFT", "Stream", "decode_picture", "decode_symbols", "encode_pictu
 
 THRIFT = 0.1
 """Squared error, in steps, that the encoder gives for a bit."""
+
+
+BYTES_PER_PIXEL = 330
+"""Memory that coding and decoding take at most, beside what the program itself does: measured on 2048 x 2048."""
 
 
 @dataclass
@@ -44,6 +49,21 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
 
 
+def check_memory(codec: LatentCodec, size: tuple[int, int], name: str | Path) -> None:
+    """Refuse a picture that does not fit in memory, whoever wrote its size into a header.
+
+    Raises:
+        PolyditError: with what it needs.
+    """
+    tall, wide = padded_size(*size)
+    needed, free = tall * wide * BYTES_PER_PIXEL, free_memory(codec.colour.device)
+    if needed > free:
+        raise PolyditError(
+            f"{name}: {size[1]}x{size[0]} pixels need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            "free; use a machine with more, or smaller pictures"
+        )
+
+
 @torch.no_grad()
 def encode_picture(
     codec: LatentCodec, models: RangeModels, picture: Tensor, index: int, thrift: float = THRIFT
@@ -56,7 +76,11 @@ def encode_picture(
         picture: (3, H, W) in [-1, 1], of any size.
         index: quality 0..240.
         thrift: see `Rounding`.
+
+    Raises:
+        PolyditError: the picture does not fit in memory.
     """
+    check_memory(codec, (picture.shape[-2], picture.shape[-1]), "picture")
     height, width = picture.shape[-2:]
     tall, wide = padded_size(height, width)
     whole = F.pad(picture[None], (0, wide - width, 0, tall - height), mode="replicate")
@@ -104,8 +128,9 @@ def decode_symbols(
         Ordered coefficients of both levels in 1/16 of a step, and the CRC-32 of the residuals.
 
     Raises:
-        PolyditError: the data cannot be read.
+        PolyditError: the data cannot be read, or the picture does not fit in memory.
     """
+    check_memory(codec, size, name)
     tall, wide = padded_size(*size)
     quality = torch.tensor([index], device=codec.colour.device)
     decoding = Decoding(models, data, name)

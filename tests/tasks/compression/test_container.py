@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from polydit.core.errors import PolyditError
+from polydit.tasks.compression import coding
 from polydit.tasks.compression.container import (
     ALPHA,
     EXIF,
@@ -94,6 +95,16 @@ def test_a_header_that_asks_for_the_moon_is_refused_before_anything_is_allocated
             read_container(file, "x")
     with pytest.raises(PolyditError, match="cannot hold"):
         write_container(plain(width=2**20))
+
+
+def test_a_size_that_memory_cannot_hold_is_refused(weights, monkeypatch: pytest.MonkeyPatch):
+    """A few bytes may claim 200 megapixels, with check sums that fit."""
+    content = Container(**{**vars(plain(width=14000, height=14000)), "weights": weights.identity[:4]})
+    monkeypatch.setattr(coding, "free_memory", lambda device: 8_000_000_000)
+    with pytest.raises(
+        PolyditError, match=r"14000x14000 pixels need 6\d\.\d GB of memory, and 8\.0 GB are free"
+    ):
+        decode_still(weights, read_container(write_container(content), "x"), "x")
 
 
 def test_2000_mutations_end_in_one_line(weights):
