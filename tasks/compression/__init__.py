@@ -85,6 +85,15 @@ TASK = TaskSpec(
             weights="demos/weights/compression",
         ),
         System(
+            name="small-video",
+            title="PolyDiT small for videos, motion compensation and a learned context model",
+            arxiv=None,
+            config="small_video.yaml",
+            note="CPU default for videos",
+            weights="demos/weights/compression_video",
+            pipeline=f"{_HERE}.video.pipeline:VideoCompressionPipeline",
+        ),
+        System(
             name="DiT-IC",
             title="DiT-IC: Aligned Diffusion Transformer for Efficient Image Compression",
             arxiv=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ...core.devices import check_device_name
 from ...core.errors import PolyditError
 from ...core.media.writer import OutputWriter
-from .container import read_container
+from .container import CODECS, read_container
 from .systems import module_of, system_for
 
 __all__ = ["decode", "encode"]
@@ -65,8 +66,13 @@ def _writer(options: Namespace) -> OutputWriter:
     return OutputWriter(options.output.parent, overwrite=options.overwrite)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> bytes | memoryview:
+    """The bytes of a file; of a video a view of them, which takes no memory."""
     try:
+        with path.open("rb") as file:
+            begin = file.read(5)
+            if len(begin) == 5 and begin[4] in CODECS and CODECS[begin[4]].video:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if path.stat().st_size > LONGEST_FILE:
             raise PolyditError(f"{path}: {path.stat().st_size:,} bytes are more than a .pdc file holds")
         return path.read_bytes()

@@ -23,10 +23,13 @@ A plain picture of up to 16383 pixels a side has 23 bytes more than its coded da
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ...core.errors import PolyditError
 
@@ -43,6 +46,7 @@ __all__ = [
     "read_container",
     "read_header",
     "write_container",
+    "write_stream",
 ]
 
 MAGIC = b"PDC"
@@ -60,6 +64,7 @@ LARGEST_SIDE = 2**20 - 1
 LARGEST_PICTURE = 200_000_000
 """Pixels of a picture, of a video those of a frame."""
 LARGEST_TIMING = 2**31 - 1
+PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ class Codec:
 
 CODECS: dict[int, Codec] = {
     0: Codec("small", "picture_system"),
-    1: Codec("small-video", "video_system", video=True),
+    1: Codec("small-video", "video.small_system", video=True),
     2: Codec("DiT-IC", "dit_ic.system"),
-    3: Codec("GNVC-VD", "gnvc_system", video=True),
+    3: Codec("GNVC-VD", "video.gnvc_system", video=True),
 }
 """Codecs by their number in the file. A number is never given again."""
 
@@ -136,23 +141,73 @@ def write_container(content: Container) -> bytes:
     Raises:
         PolyditError: a side or a duration that a file cannot hold.
     """
-    numbers = [content.width, content.height]
-    if content.timing is not None:
-        numbers += [content.timing.frames, *content.timing.rate, content.timing.group]
-    if problem := _problem(numbers):
-        raise PolyditError(f"{content.width}x{content.height}: a .pdc file cannot hold {problem}")
-    flags = content.flags << 4 | len(content.sections)
-    head = MAGIC + struct.pack("<BBBB4s", VERSION, content.codec, flags, content.quality, content.weights)
-    head += b"".join(map(_leb128, numbers))
+    head = _head(content, len(content.sections))
     parts = [head, _crc(head)[:2]]
     for kind, section in sorted(content.sections.items()):
-        whole = bytes([kind]) + _leb128(len(section)) + section
+        whole = bytes([kind]) + leb128(len(section)) + section
         parts += [whole, _crc(whole)]
     file = b"".join([*parts, content.data, struct.pack("<H", content.symbols & 0xFFFF)])
     return file + _crc(file)
 
 
-def read_container(file: bytes, name: str | Path) -> Container:
+def write_stream(
+    file: IO[bytes], content: Container, sections: Mapping[int, IO[bytes]], data: IO[bytes]
+) -> int:
+    """Write a file that need not fit into memory; returns its bytes.
+
+    Args:
+        file: open for writing.
+        content: its header; its own sections and data are not used.
+        sections: contents by type, from where they stand.
+        data: coded data, from where it stands.
+
+    Raises:
+        PolyditError: a side or a duration that a file cannot hold.
+    """
+    total = check = 0
+
+    def put(part: bytes) -> None:
+        nonlocal total, check
+        file.write(part)
+        total, check = total + len(part), zlib.crc32(part, check)
+
+    head = _head(content, len(sections))
+    put(head + _crc(head)[:2])
+    for kind, section in sorted(sections.items()):
+        begin = bytes([kind]) + leb128(length_of(section))
+        put(begin)
+        own = zlib.crc32(begin)
+        while part := section.read(PIECE):
+            put(part)
+            own = zlib.crc32(part, own)
+        put(struct.pack("<I", own))
+    while part := data.read(PIECE):
+        put(part)
+    put(struct.pack("<H", content.symbols & 0xFFFF))
+    file.write(struct.pack("<I", check))
+    return total + 4
+
+
+def length_of(stream: IO[bytes]) -> int:
+    """Bytes from where it stands to its end."""
+    place = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(place)
+    return end - place
+
+
+def _head(content: Container, sections: int) -> bytes:
+    numbers = [content.width, content.height]
+    if content.timing is not None:
+        numbers += [content.timing.frames, *content.timing.rate, content.timing.group]
+    if problem := _problem(numbers):
+        raise PolyditError(f"{content.width}x{content.height}: a .pdc file cannot hold {problem}")
+    flags = content.flags << 4 | sections
+    head = MAGIC + struct.pack("<BBBB4s", VERSION, content.codec, flags, content.quality, content.weights)
+    return head + b"".join(map(leb128, numbers))
+
+
+def read_container(file: bytes | memoryview, name: str | Path) -> Container:
     """Read and check a file; nothing is allocated for the picture.
 
     Args:
@@ -180,7 +235,7 @@ def read_header(file: bytes, name: str | Path) -> Container:
     return _read_header(file, name)[0]
 
 
-def _read_header(file: bytes, name: str | Path) -> tuple[Container, _Reader, int]:
+def _read_header(file: bytes | memoryview, name: str | Path) -> tuple[Container, _Reader, int]:
     if file[: len(MAGIC)] != MAGIC:
         raise PolyditError(f"{name}: not a .pdc file; give one that `polydit compression encode` wrote")
     reader = _Reader(file, len(MAGIC), name)
@@ -229,7 +284,7 @@ def _read_sections(reader: _Reader, count: int) -> dict[int, bytes]:
 
 
 class _Reader:
-    def __init__(self, file: bytes, place: int, name: str | Path) -> None:
+    def __init__(self, file: bytes | memoryview, place: int, name: str | Path) -> None:
         self.file, self.place, self.name = file, place, name
 
     def take(self, count: int) -> bytes:
@@ -248,7 +303,8 @@ class _Reader:
         raise PolyditError(f"{self.name}: a number in it has no end; it is damaged")
 
 
-def _leb128(number: int) -> bytes:
+def leb128(number: int) -> bytes:
+    """A whole number in groups of seven bits, the lowest first."""
     digits = bytearray()
     while number > 127:
         digits.append(number & 127 | 128)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,7 +13,9 @@ from ...core.errors import PolyditError
 from .codec import LatentCodec
 from .entropy import RangeModels
 
-__all__ = ["CodecWeights", "identity_of", "open_weights"]
+__all__ = ["CodecWeights", "identity_of", "open_weights", "read_codec"]
+
+Codec = TypeVar("Codec", bound=torch.nn.Module)
 
 
 class CodecWeights:
@@ -46,7 +48,7 @@ class CodecWeights:
             )
 
 
-def identity_of(codec: LatentCodec) -> bytes:
+def identity_of(codec: torch.nn.Module) -> bytes:
     """SHA-256 of a frozen codec's values, with their names and shapes."""
     digest = hashlib.sha256()
     for name, value in sorted(codec.state_dict().items()):
@@ -57,11 +59,24 @@ def identity_of(codec: LatentCodec) -> bytes:
 
 
 def open_weights(folder: str | Path, device: torch.device | str = "cpu") -> CodecWeights:
-    """Read the codec of a saved pipeline.
+    """Read the codec of a saved pipeline for pictures.
 
     Args:
         folder: of the pipeline, with ``codec/config.json`` and its safetensors.
         device: where it computes.
+
+    Raises:
+        PolyditError: it is no such folder, or is damaged.
+    """
+    return CodecWeights(read_codec(folder, LatentCodec).to(device), str(folder))
+
+
+def read_codec(folder: str | Path, kind: type[Codec]) -> Codec:
+    """The codec of a saved pipeline, in eval mode.
+
+    Args:
+        folder: of the pipeline.
+        kind: class of the codec, which its config fits.
 
     Raises:
         PolyditError: it is no such folder, or is damaged.
@@ -79,7 +94,7 @@ def open_weights(folder: str | Path, device: torch.device | str = "cpu") -> Code
             )
     try:
         settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        codec = LatentCodec(**{name: value for name, value in settings.items() if not name.startswith("_")})
+        codec = kind(**{name: value for name, value in settings.items() if not name.startswith("_")})
         codec.load_state_dict(load_file(file))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
@@ -87,4 +102,4 @@ def open_weights(folder: str | Path, device: torch.device | str = "cpu") -> Code
     for name, value in codec.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise PolyditError(f"{file}: weight {name} holds NaN or infinity; use other weights")
-    return CodecWeights(codec.eval().requires_grad_(False).to(device), str(folder))
+    return codec.eval().requires_grad_(False)

@@ -15,8 +15,8 @@ from ..coding import THRIFT
 from ..entropy import Decoding, Encoding, RangeModels
 from ..rounding import Rounding
 from ..tables import RADIUS, TABLES, ProbabilityTables
+from .latent_video import CodedFrame, LatentVideoCodec, State, padded
 from .motion import BLOCK, LEVEL, search
-from .video_codec import CodedFrame, State, VideoCodec, padded
 
 __all__ = ["Coder", "Group"]
 
@@ -47,7 +47,7 @@ class Coder:
         thrift: see `Rounding`.
     """
 
-    def __init__(self, codec: VideoCodec, thrift: float = THRIFT) -> None:
+    def __init__(self, codec: LatentVideoCodec, thrift: float = THRIFT) -> None:
         self.codec, self.thrift = codec, thrift
         self.first_models, self.next_models = RangeModels(codec.intra.tables), RangeModels(codec.inter.tables)
 

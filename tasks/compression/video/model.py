@@ -17,8 +17,9 @@ from ..codec import LAST_QUALITY
 from ..context import MEAN_UNIT
 from ..rounding import Rounding
 from .inter_codec import Known
+from .latent_video import State
 from .motion import LEVEL, Reference, search
-from .video_codec import State, VideoCodec
+from .video_codec import VideoCodec
 
 __all__ = ["VideoCompression"]
 
@@ -96,10 +97,8 @@ class VideoCompression(DiffusionModule):
         """Rate (bits per pixel of a frame) and distortion (in the rate's unit)."""
         clips = self.target(batch).float()
         self.batch_samples = len(clips)
-        if first is None:
-            index = int(torch.randint(LAST_QUALITY + 1, ()))
-        else:
-            index = first * 61 % (LAST_QUALITY + 1)
+        index = first * 61 if first is not None else int(torch.randint(LAST_QUALITY + 1, ()))
+        index %= LAST_QUALITY + 1
         codec: VideoCodec = self.backbone
         lower = codec.index_of_predicted(index)
         with torch.autocast(clips.device.type, enabled=False):
@@ -142,7 +141,7 @@ class VideoCompression(DiffusionModule):
 
     @torch.no_grad()
     def simulate(self, clips: Tensor, index: int, lower: int) -> tuple[Known, Tensor]:
-        """What is known before each predicted frame of clips (B, T, 3, H, W), and what prediction leaves (N, 3, H, W)."""
+        """What is known before each predicted frame of clips (B, T, 3, H, W), and what prediction leaves."""
         codec: VideoCodec = self.backbone
         price = 0.4 * float(codec.synthesis.factor(lower)[1]) / 4096
         known, left = [], []

@@ -1,7 +1,7 @@
 """Motion-compensated prediction with integers: block vectors in quarter pixels, overlapped blocks.
 
-Frames are whole numbers in 1/16 of a level, (3, H, W). Between pixels a frame is interpolated by eight-tap filters (those
-of H.265, G. J. Sullivan et al. 2012); each pixel's prediction blends those of the four nearest blocks' vectors
+Frames are whole numbers in 1/16 of a level, (3, H, W). Between pixels a frame is interpolated by eight-tap filters
+(those of H.265, G. J. Sullivan et al. 2012); each pixel's prediction blends those of the four nearest blocks' vectors
 (overlapped block motion compensation, M. T. Orchard and G. J. Sullivan 1994), so that it has no block edges.
 """
 

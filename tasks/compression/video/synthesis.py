@@ -1,7 +1,7 @@
 """From coefficients to pixels with integers: what predictions are made from must be the same on every machine.
 
-The transforms of `codec` and `lapped` in fixed point: matrices count in 1/16384, values in 1/256 of a level, and float64
-holds the whole numbers, which no sum brings near 2^53.
+The transforms of `codec` and `lapped` in fixed point: matrices count in 1/16384, values in 1/256 of a level, and
+float64 holds the whole numbers, which no sum brings near 2^53.
 """
 
 from __future__ import annotations

@@ -1,67 +1,27 @@
-"""The video codec as diffusers saves and loads it, and the step from frame to frame that coding and decoding share."""
+"""The video codec as diffusers saves and loads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
 
-from ..codec import BLOCK, LAST_QUALITY, MULTIPLE, LatentCodec
-from ..context import Quantizer
-from ..integer import IntegerConv
-from ..rounding import Rounding
-from ..tables import ProbabilityTables
-from .inter_codec import InterCodec, Known
-from .motion import Reference, predict
-from .synthesis import IntegerSynthesis
+from .latent_video import LatentVideoCodec
 
-__all__ = ["CodedFrame", "State", "VideoCodec", "padded"]
+__all__ = ["VideoCodec"]
 
 
-@dataclass
-class State:
-    """What the next frame is predicted from.
-
-    Attributes:
-        reference: the frame, as decoded.
-        vectors: its own, or None.
-        residual: its ordered fine coefficients, or zeros.
-    """
-
-    reference: Reference
-    vectors: Tensor | None
-    residual: Tensor
-
-
-@dataclass
-class CodedFrame:
-    """A frame that was coded or decoded.
-
-    Attributes:
-        pixels: (3, H, W) int32 in 1/16 of a level, of the padded size.
-        state: for the next frame.
-    """
-
-    pixels: Tensor
-    state: State
-
-
-class VideoCodec(ModelMixin, ConfigMixin):
-    """A picture codec for first frames, and what codes the residuals of the others.
+class VideoCodec(LatentVideoCodec, ModelMixin, ConfigMixin):
+    """`LatentVideoCodec` with ``save_pretrained`` and ``from_pretrained``; what is saved is ``frozen``.
 
     Args:
-        width: see `LatentCodec`.
+        width: see `LatentVideoCodec`, as the others.
         coarse_width: see there.
-        inter_width: see `InterCodec`.
+        inter_width: see there.
         inter_coarse_width: see there.
-        drop: by how many quality indices predicted frames are coded below the first one of their group, which all of
-            them build on.
-        frozen: hold integers, for coding.
+        drop: see there.
+        frozen: see there.
     """
 
     @register_to_config
@@ -74,23 +34,7 @@ class VideoCodec(ModelMixin, ConfigMixin):
         drop: int = 20,
         frozen: bool = False,
     ) -> None:
-        super().__init__()
-        # The networks that improve a picture have no part in what others are predicted from.
-        self.intra = LatentCodec(width, coarse_width, 1, 1, 0)
-        del self.intra.refine_latents, self.intra.refine_pixels
-        self.inter = InterCodec(inter_width, inter_coarse_width)
-        self.synthesis = IntegerSynthesis(self.intra)
-        self.drop = drop
-        if frozen:
-            self.freeze()
-
-    def freeze(self) -> VideoCodec:
-        """Turn all that the bitstream depends on into integers."""
-        self.synthesis.adopt(self.intra)
-        for part in self.modules():
-            if isinstance(part, (IntegerConv, ProbabilityTables)):
-                part.freeze()
-        return self
+        super().__init__(width, coarse_width, inter_width, inter_coarse_width, drop, frozen)
 
     def frozen_copy(self) -> VideoCodec:
         """A copy with integers, for coding."""
@@ -100,73 +44,17 @@ class VideoCodec(ModelMixin, ConfigMixin):
         if self.config.frozen:
             copy.freeze()
         copy.load_state_dict(state)
-        if not self.config.frozen:
-            copy.freeze()
+        copy.freeze()
         copy.register_to_config(frozen=True)
         return copy.eval().requires_grad_(False)
-
-    def take_pictures_from(self, codec: LatentCodec) -> None:
-        """Use the weights of a picture codec for first frames; both hold weights, or both integers."""
-        mine = self.intra.state_dict()
-        self.intra.load_state_dict(
-            {name: value for name, value in codec.state_dict().items() if name in mine}
-        )
-        self.synthesis.adopt(self.intra)
-
-    # -- frames --------------------------------------------------------------------------------------------
-
-    def analyse(self, levels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Ordered coefficients in steps of (B, 3, H, W) levels or differences of levels, not shifted to around zero."""
-        with torch.autocast(levels.device.type, enabled=False):
-            colours = torch.einsum("dc,bchw->bdhw", self.intra.colour, levels)
-            coefficients = self.intra.lapped(colours) * self.synthesis.scale(index)
-            coarse = self.intra._dct(coefficients[:, ::BLOCK])
-        return coarse[:, self.intra.coarse_order], coefficients[:, self.intra.fine_order]
-
-    def first(self, index: int, size: tuple[int, int], quantizers: tuple[Quantizer, Quantizer]) -> CodedFrame:
-        """A frame without prediction.
-
-        Args:
-            index: quality.
-            size: (H, W), multiples of 64.
-            quantizers: of both levels; of the frame's levels less 128.
-        """
-        quality = torch.tensor([index])
-        coarse16, fine16 = self.intra.code(quality, (size[0] // MULTIPLE, size[1] // MULTIPLE), *quantizers)
-        pixels = self.synthesis.frame(self.synthesis(coarse16, fine16, index) + 128 * 16)
-        return CodedFrame(pixels, State(Reference(pixels), None, torch.zeros_like(fine16)))
-
-    def known(self, state: State, vectors: Tensor) -> Known:
-        """The prediction of the next frame, and what else is known of it."""
-        prediction, disagreement = predict(state.reference, vectors)
-        return Known(prediction[None], disagreement[None], state.residual)
-
-    def next(
-        self, known: Known, vectors: Tensor, index: int, quantizers: tuple[Quantizer, Quantizer]
-    ) -> CodedFrame:
-        """A predicted frame; the quantizers are of its difference to the prediction."""
-        coarse16, fine16 = self.inter.code(self.synthesis, known, index, *quantizers)
-        pixels = self.synthesis.frame(known.prediction[0] + self.synthesis(coarse16, fine16, index))
-        return CodedFrame(pixels, State(Reference(pixels), vectors, fine16))
-
-    def index_of_predicted(self, index: int) -> int:
-        """The quality index of predicted frames where the first has this one."""
-        return min(max(index - self.drop, 0), LAST_QUALITY)
-
-    def roundings(
-        self, levels: Tensor, index: int, tables: ProbabilityTables, thrift: float
-    ) -> tuple[Rounding, Rounding]:
-        """Quantizers that round (3, H, W) levels or differences of levels."""
-        coarse, fine = self.analyse(levels[None], index)
-        return Rounding(coarse, tables, thrift), Rounding(fine, tables, thrift)
 
     def to(self, *args: Any, **kwargs: Any) -> VideoCodec:
         """Stays on the CPU, in the types of its weights: coding is arithmetic with whole numbers."""
         return self
 
-
-def padded(frame: Tensor) -> Tensor:
-    """(..., H, W) with sides continued to multiples of 64."""
-    height, width = frame.shape[-2:]
-    below, right = -height % MULTIPLE, -width % MULTIPLE
-    return F.pad(frame[None], (0, right, 0, below), mode="replicate")[0]
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> VideoCodec:
+        """Load a folder; see diffusers. Weights are read as they were written, whatever ``dtype`` is."""
+        kwargs.pop("torch_dtype", None)
+        kwargs.pop("dtype", None)
+        return super().from_pretrained(*args, **{**kwargs, "low_cpu_mem_usage": False})
