@@ -14,6 +14,9 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PORT    ?= 7860
 ARGS    ?=
 
+# Threads that wait by spinning make everything slow as soon as another process wants the cores.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: help demo test test-all bench lint format serve install clean
 
 help:

@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 when something that the user can put right went wrong, 130 after Ctrl-C, 1 for a defect of PolyDiT.
     """
+    # Read when torch is loaded. OpenMP's threads otherwise wait by spinning: beside another busy process, work of one
+    # second then takes half a minute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     if debug:  # wherever it stood; every parser takes it at the end
