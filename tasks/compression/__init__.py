@@ -64,6 +64,13 @@ BENCH_OPTIONS = (
     Option(
         "--peers", "str", ("WEBP", "AVIF"), "what to compare with beside JPEG", ("WEBP", "AVIF"), many=True
     ),
+    Option(
+        "--reuse",
+        "path",
+        None,
+        "take codecs from the bench.json of a run on the same pictures",
+        metavar="FILE",
+    ),
     Option("--low", "float", 0.1, "BD-rates count JPEG's curve from so many bits per pixel"),
     Option("--high", "float", 1.0, "up to so many"),
     Option("--lpips-backbone", "path", None, "AlexNet's weights, for LPIPS", metavar="FILE"),

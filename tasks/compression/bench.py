@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,19 +57,22 @@ def run(options: Namespace) -> int:
         if writer.exists("bench.json"):
             raise PolyditError(f"{writer.path('bench.json')}: exists already; pass --overwrite")
     files = pictures_in(options.input, None)
+    pictures = [_reduced(read_still(file).pixels, options.limit_side) for file in files]
+    names = [f"{file.name} {one.shape[1]}x{one.shape[0]}" for file, one in zip(files, pictures, strict=True)]
+    earlier = _earlier(options.reuse, names) if options.reuse is not None else {}
     coders: dict[str, tuple[Coder, Sequence[float]]] = {
         PEERS[name].title: (PEERS[name], PEERS[name].qualities)
         for name in dict.fromkeys(("JPEG", *options.peers))
     }
+    coders = {name: coder for name, coder in coders.items() if name not in earlier}
     coders[OURS] = (Ours(open_chosen(options)), sorted(set(options.qualities)))
     perceptual = _lpips(options)
-    pictures = [_reduced(read_still(file).pixels, options.limit_side) for file in files]
-    result = bench(pictures, coders, PEERS["JPEG"].title, perceptual, _progress)
+    result = bench(pictures, coders, PEERS["JPEG"].title, perceptual, _progress, earlier)
     table = result.table(options.low, options.high)
     print(f"{table.title}; {len(files)} pictures\n\n{table.markdown()}")  # noqa: T201 - what was asked for
     if writer is not None:
         settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
-        record = {"settings": settings, "pictures": len(files), **result.record(options.low, options.high)}
+        record = {"settings": settings, "pictures": names, **result.record(options.low, options.high)}
         writer.json("bench.json", record)
         writer.text("points.md", result.points_table().markdown())
         for metric in result.metrics():
@@ -81,6 +87,7 @@ def bench(
     anchor: str,
     perceptual: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> RateDistortion:
     """Measure codecs on pictures.
 
@@ -90,8 +97,13 @@ def bench(
         anchor: name of the one that others are compared with.
         perceptual: LPIPS of two pictures, where there are weights.
         progress: is told (pictures done, in all).
+        earlier: measurements of other codecs on the same pictures, as `RateDistortion.record` keeps them.
     """
     result = RateDistortion(anchor)
+    for name, points in (earlier or {}).items():
+        for quality, records in points.items():
+            for record in records:
+                result.add(name, float(quality), **record)
     for number, pixels in enumerate(pictures):
         area = pixels.shape[0] * pixels.shape[1]
         for name, (code, qualities) in coders.items():
@@ -125,6 +137,23 @@ class Ours:
         middle = time.perf_counter()
         found = decode_still(self.weights, read_container(file, "file"), "file").pixels
         return CodedPicture(len(file), found, middle - begin, time.perf_counter() - middle, file)
+
+
+def _earlier(file: Path, names: list[str]) -> dict[str, Any]:
+    """The other codecs of an earlier ``bench.json``.
+
+    Raises:
+        PolyditError: it cannot be read, or is of other pictures.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        pictures, values = content["pictures"], dict(content["values"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PolyditError(f"--reuse {file}: is no bench.json of this command ({error})") from error
+    if pictures != names:
+        raise PolyditError(f"--reuse {file}: was measured on other pictures or sizes; leave it out")
+    values.pop(OURS, None)
+    return values
 
 
 def _reduced(pixels: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:

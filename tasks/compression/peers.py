@@ -75,11 +75,11 @@ PEERS: dict[str, Peer] = {
     "JPEG": Peer(
         "JPEG",
         "JPEG 4:2:0, progressive, optimised",
-        (4, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 88),
+        (4, 8, 12, 18, 26, 36, 48, 60, 72, 84),
         (("subsampling", "4:2:0"), ("optimize", True), ("progressive", True)),
     ),
-    "WEBP": Peer("WEBP", "WebP, method 6", (1, 5, 10, 20, 30, 45, 60, 75, 83, 90), (("method", 6),)),
-    "AVIF": Peer("AVIF", "AVIF 4:2:0, speed 6", (5, 12, 20, 30, 40, 50, 60, 68, 76, 84), (("speed", 6),)),
+    "WEBP": Peer("WEBP", "WebP, method 6", (1, 5, 12, 22, 35, 50, 65, 78, 88), (("method", 6),)),
+    "AVIF": Peer("AVIF", "AVIF 4:2:0, speed 6", (8, 16, 25, 35, 45, 55, 65, 75), (("speed", 6),)),
 }
 """By the word on the command line. JPEG is what the others are compared with."""
 

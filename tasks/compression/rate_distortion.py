@@ -121,12 +121,20 @@ class RateDistortion:
         return table
 
     def record(self, low: float, high: float) -> dict[str, Any]:
-        """JSON-ready: means and BD-rates."""
+        """JSON-ready: means, BD-rates, and the values of every picture."""
+        values = {
+            codec: {
+                f"{point:g}": [{name: round(value, 5) for name, value in one.items()} for one in records]
+                for point, records in points.items()
+            }
+            for codec, points in self.values.items()
+        }
         return {
             "anchor": self.anchor,
             "range_bpp": [low, high],
             "bd_rates": self.bd_rates(low, high),
             "points": {codec: self.means(codec) for codec in self.values},
+            "values": values,
         }
 
 

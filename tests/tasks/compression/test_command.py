@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import sys
@@ -268,7 +269,7 @@ def test_bench_measures_files(run, tmp_path: Path):
     assert "PolyDiT" in said
     assert "BD-rate by MS-SSIM" in said
     record = json.loads((tmp_path / "out/bench.json").read_text())
-    assert record["pictures"] == 2
+    assert record["pictures"] == ["0.png 290x164", "1.png 290x164"]
     ours = record["points"]["PolyDiT"]
     assert [point["quality"] for point in ours] == [1, 3, 5, 7, 9]
     assert [point["PSNR"] for point in ours] == sorted(point["PSNR"] for point in ours)
@@ -278,3 +279,25 @@ def test_bench_measures_files(run, tmp_path: Path):
     code, said = run("bench", *words)
     assert code == 2
     assert "exists already" in said
+
+
+def test_bench_takes_the_classics_from_an_earlier_run(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from polydit.tasks.compression import bench, peers
+
+    (tmp_path / "set").mkdir()
+    Image.fromarray(picture(64, 64)).save(tmp_path / "set/a.png")
+    few = dataclasses.replace(peers.PEERS["JPEG"], qualities=(10, 30, 50, 80))
+    monkeypatch.setitem(bench.PEERS, "JPEG", few)
+    monkeypatch.setitem(
+        bench.PEERS, "WEBP", dataclasses.replace(peers.PEERS["WEBP"], qualities=(1, 20, 50, 80))
+    )
+    words = ("--input", tmp_path / "set", "--peers", "WEBP", "--qualities", 2, 4, 6, 8)
+    assert run("bench", *words, "--output", tmp_path / "a")[0] == 0
+    first = json.loads((tmp_path / "a/bench.json").read_text())
+    monkeypatch.setattr(peers.Peer, "__call__", lambda *_: pytest.fail("measured again"))
+    assert run("bench", *words, "--output", tmp_path / "b", "--reuse", tmp_path / "a/bench.json")[0] == 0
+    second = json.loads((tmp_path / "b/bench.json").read_text())
+    assert second["values"][few.title] == first["values"][few.title]
+    assert second["bd_rates"]["WebP, method 6"] == first["bd_rates"]["WebP, method 6"]
+    code, said = run("bench", *words, "--limit-side", 32, "--reuse", tmp_path / "a/bench.json")
+    assert (code, "other pictures or sizes" in said) == (2, True)
