@@ -6,6 +6,7 @@ sites of the network it keeps and in which steps it computes them.
 
 from __future__ import annotations
 
+from .adaspa import AdaSpa
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
 from .deepcache import DeepCache
 from .delta_dit import BlockSpan, DeltaDiT
@@ -18,6 +19,7 @@ from .policy import Replay
 from .redundancy import Redundancy, study
 from .regions import RAS
 from .report import Report
+from .rettention import Rettention
 from .router_training import RouterTraining
 from .routers import Routed, Router
 from .taylorseer import FORA, TaylorSeer
@@ -26,6 +28,7 @@ from .trajectory_distillation import TrajectoryDistillation
 __all__ = [
     "FORA",
     "RAS",
+    "AdaSpa",
     "AdversarialDistillation",
     "BlockSpan",
     "DeepCache",
@@ -41,6 +44,7 @@ __all__ = [
     "Redundancy",
     "Replay",
     "Report",
+    "Rettention",
     "Routed",
     "Router",
     "RouterTraining",
