@@ -102,7 +102,7 @@ def _open(options: Namespace) -> DiTICPipeline:
         raise PolyditError(
             "--weights: DiT-IC has no weights of its own here; give a folder that `fit` or `export` wrote"
         )
-    pipe = load(options.weights, task="compression", torch_dtype=getattr(torch, options.dtype))
+    pipe = load(options.weights, task="compression", dtype=getattr(torch, options.dtype))
     if not isinstance(pipe, DiTICPipeline):
         raise PolyditError(
             f"{options.weights}: holds no DiT-IC but a {type(pipe).__name__}; give another folder"

@@ -64,7 +64,7 @@ import json, sys, zlib
 import torch, polydit
 from polydit.tasks.compression.coding import Stream
 folder, dtype, data, symbols, height, width = sys.argv[1:]
-pipeline = polydit.load(folder, torch_dtype=getattr(torch, dtype))
+pipeline = polydit.load(folder, dtype=getattr(torch, dtype))
 pipeline.to(getattr(torch, dtype))
 found = pipeline.coder.decode(bytes.fromhex(data), (2, 2))
 picture = pipeline.decode(Stream(bytes.fromhex(data), int(symbols)), (int(height), int(width)), 1.0)
