@@ -10,13 +10,18 @@ from pathlib import Path
 
 from .errors import PolyditError
 
-__all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs"]
+__all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs", "kind_of"]
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
 }
 """Endings of the files that are taken from a folder or a pattern, by kind."""
+
+
+def kind_of(file: Path) -> str | None:
+    """``"image"`` or ``"video"`` by a file's ending, or None."""
+    return next((kind for kind, suffixes in SUFFIXES.items() if file.suffix.lower() in suffixes), None)
 
 
 @dataclass
@@ -47,7 +52,7 @@ def find_inputs(
 
     Args:
         words: from the command line.
-        kinds: keys of `SUFFIXES`, or suffixes.
+        kinds: keys of `SUFFIXES`, or suffixes; ``"frames"`` takes a folder of pictures as one input.
         results_of: tells what a file's results are called beside its stem; files of one stem clash where it is equal.
         flag: the option that the words were given to, for messages.
 
@@ -64,6 +69,9 @@ def find_inputs(
             continue
         if path.is_dir():
             matches = sorted(path.iterdir())
+            if "frames" in kinds and holds_frames(matches, suffixes):
+                found[path] = None
+                continue
         elif glob.has_magic(word):
             matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
         else:
@@ -81,6 +89,12 @@ def find_inputs(
     first = {file: owners.setdefault((file.stem, results_of(file)), file) for file in found}
     clashes = {file: owner for file, owner in first.items() if owner != file}
     return Inputs(list(found), skipped, clashes)
+
+
+def holds_frames(files: Sequence[Path], others: set[str]) -> bool:
+    """Whether a folder of these files is a video by frames: there are pictures, and no file of the other kinds."""
+    suffixes = {file.suffix.lower() for file in files if file.is_file()}
+    return bool(suffixes & set(SUFFIXES["image"])) and not suffixes & others
 
 
 def _nothing_found(

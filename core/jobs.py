@@ -15,7 +15,7 @@ from .inputs import find_inputs
 from .results import expected_results
 from .task import Option, TaskSpec, nearest
 
-__all__ = ["Job", "Jobs", "find_jobs"]
+__all__ = ["Job", "Jobs", "find_jobs", "subject_dest"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,16 @@ def find_jobs(task: TaskSpec, options: argparse.Namespace) -> Jobs:
         PolyditError: inputs and a table were given, or neither; an input is missing; the table is damaged.
     """
     table: Path | None = getattr(options, table_dest(task), None) if task.table else None
+    subject: str | None = getattr(options, subject_dest(task), None) if task.subject else None
+    if subject is not None:
+        if options.input:
+            raise PolyditError(f"{task.subject} {subject}: makes it from nothing; leave out {task.input_flag}")
+        if not subject.strip() or "/" in subject or subject.startswith("."):
+            raise PolyditError(f"{task.subject} {subject!r}: give a name")
+        return Jobs([Job(Path(subject), options)])
     if table is None:
         if not options.input:
-            flags = f"{task.input_flag} or {task.table}" if task.table else task.input_flag
+            flags = " or ".join(flag for flag in (task.input_flag, task.table, task.subject) if flag)
             raise PolyditError(f"{flags}: required; `polydit {task.name} predict --help` shows what there is")
         inputs = find_inputs(options.input, task.input_kinds, task.outputs_of, task.input_flag)
         return Jobs(
@@ -74,6 +81,11 @@ def find_jobs(task: TaskSpec, options: argparse.Namespace) -> Jobs:
         owners.setdefault(names, source)
         jobs.append(Job(source, own, row, clash))
     return Jobs(jobs)
+
+
+def subject_dest(task: TaskSpec) -> str:
+    """The name of the subject's option in the parsed namespace."""
+    return (task.subject or "").lstrip("-").replace("-", "_")
 
 
 def table_dest(task: TaskSpec) -> str:

@@ -78,6 +78,7 @@ class System:
         weights: folder, relative to the task's distribution root, of its weights where some came with the task.
         pipeline: import path of its own pipeline class, where it is another than the task's.
         opens: names of diffusers' own pipeline classes whose folders that class opens as they are.
+        takes: the kind of input, of the task's ``input_kinds``, that by itself chooses this system's weights.
     """
 
     name: str
@@ -88,6 +89,7 @@ class System:
     weights: str | None = None
     pipeline: str | None = None
     opens: tuple[str, ...] = ()
+    takes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class TaskSpec:
             ``--overwrite``.
         commands: further commands.
         input_flag: another name of ``--input``, which fits what the task takes: ``"--person"``.
+        subject: an option that takes the place of an input, such as ``--category``: what it names is made from nothing,
+            and results begin with that name. Its kind, for `outputs`, is the first one.
         table: an option that names a CSV file with a row for each result: the input, and what differs of the options.
         subclass_mode: its systems have modules and data modules of their own: `module` and `datamodule` are what these
             subclass, and a config names them by ``class_path`` and ``init_args``.
@@ -153,6 +157,7 @@ class TaskSpec:
     commands: tuple[Command, ...] = field(default=())
     input_flag: str = "--input"
     table: str | None = None
+    subject: str | None = None
     subclass_mode: bool = False
 
     def outputs_of(self, source: Path) -> tuple[str, ...]:
@@ -194,6 +199,13 @@ class TaskSpec:
                 f"{', '.join(weights) or 'none'}, or give a folder with --weights"
             )
         return self.root() / weights[system]
+
+    def system_for(self, kind: str | None) -> str | None:
+        """The system whose weights a kind of input chooses, if it has some; None is the default one."""
+        for entry in self.systems:
+            if kind is not None and entry.takes == kind and entry.weights:
+                return entry.name
+        return None
 
     def weights_at_hand(self) -> list[Path]:
         """Folders of saved pipelines that came with the task."""

@@ -26,6 +26,7 @@ SYSTEMS: dict[str, str] = {
     "diffews": ".diffews_unet",
     "dit_ic": ".official_dit_ic",
     "dit_3d": ".official_dit_3d",
+    "direct3d": ".official_direct3d",
 }
 
 

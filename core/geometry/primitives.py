@@ -220,9 +220,10 @@ class Union:
             for index, (p, n) in enumerate(batch):
                 hidden = np.zeros(len(p), bool)
                 for other, part in enumerate(self.parts):
-                    if other != index and len(p):
+                    near = np.linalg.norm(p - part.centre, axis=1) <= part.part.reach() + 1e-9
+                    if other != index and near.any():
                         # Of two faces in one plane the earlier part's counts.
-                        hidden |= part.distance(p) < (1e-9 if other < index else -1e-9)
+                        hidden[near] |= part.distance(p[near]) < (1e-9 if other < index else -1e-9)
                 points.append(p[~hidden])
                 normals.append(n[~hidden])
                 found += int((~hidden).sum())
@@ -231,7 +232,7 @@ class Union:
 
     def fitted(self, side: float = 1.9) -> Union:
         """Centred by its box, whose longest side becomes ``side``."""
-        points, _ = self.sample(4000, np.random.default_rng(0))
+        points, _ = self.sample(2000, np.random.default_rng(0))
         low, high = points.min(0), points.max(0)
         scale = side / float((high - low).max())
         return Union(self.parts, self.scale * scale, self.shift * scale - (low + high) / 2 * scale)

@@ -1,0 +1,301 @@
+"""Where shapes come from: procedural families, the corpus's furniture, folders of meshes, ShapeNet, Objaverse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import PolyditError
+from ...core.geometry.mesh import Mesh
+from ...core.geometry.primitives import Union
+from ...core.geometry.reading import MESH_SUFFIXES, read_mesh
+from ...core.geometry.solids import Solid, solid_of
+from .procedural import FAMILIES, make_shape
+
+__all__ = [
+    "LAYOUTS",
+    "SYNSETS",
+    "MeshShape",
+    "ProceduralShape",
+    "Shape",
+    "corpus_shapes",
+    "find_shapes",
+    "procedural_shapes",
+    "readable",
+]
+
+Array = NDArray[Any]
+SPLITS = ("train", "val", "test", "reserved")
+SYNSETS = {
+    "02691156": "plane",
+    "02747177": "bin",
+    "02818832": "bed",
+    "02828884": "bench",
+    "02871439": "bookshelf",
+    "02924116": "bus",
+    "02933112": "cabinet",
+    "02958343": "car",
+    "03001627": "chair",
+    "03211117": "display",
+    "03636649": "lamp",
+    "03691459": "speaker",
+    "04256520": "sofa",
+    "04379243": "table",
+    "04530566": "vessel",
+}
+"""ShapeNet's folders by what lies in them."""
+WORDS = {
+    "chair": ("chair", "stool"),
+    "table": ("table", "desk"),
+    "lamp": ("lamp", "light"),
+    "sofa": ("sofa", "couch"),
+    "bed": ("bed",),
+    "cabinet": ("cabinet", "bookcase", "shelves", "wardrobe", "drawers"),
+}
+"""Categories of the corpus's furniture by words of its names."""
+NOT = (
+    "desk lamp",
+    "table lamp",
+    "table fan",
+    "table football",
+    "pool table light",
+    "bedside lamp",
+    "lamppost",
+)
+OWN = {
+    "desk lamp": "lamp",
+    "table lamp": "lamp",
+    "bedside lamp": "lamp",
+    "lamppost": "lamp",
+    "bedside table": "table",
+}
+
+
+class Shape(Protocol):
+    """A solid in [-1, 1]^3, Y-up, its longest side 1.9."""
+
+    name: str
+    category: str
+
+    def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:
+        """Points (count, 3) spread evenly over the surface, and normals."""
+
+    def distance(self, points: Array) -> Array:
+        """Signed distances (N,) at points (N, 3), negative inside."""
+
+    def mesh(self, resolution: int = 96) -> Mesh:
+        """A watertight surface."""
+
+
+@dataclass(frozen=True)
+class ProceduralShape:
+    """Shape ``number`` of a family, made when it is asked for."""
+
+    category: str
+    number: int
+    held_out: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``chair-12``."""
+        return f"{self.category}-{'held-out-' * self.held_out}{self.number}"
+
+    @cached_property
+    def union(self) -> Union:
+        """The parts."""
+        return make_shape(self.category, self.number, self.held_out)
+
+    def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:  # noqa: D102
+        return self.union.sample(count, generator)
+
+    def distance(self, points: Array) -> Array:  # noqa: D102
+        return self.union.distance(points)
+
+    def mesh(self, resolution: int = 96) -> Mesh:  # noqa: D102
+        return self.union.mesh(resolution)
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """A mesh file; what it encloses is worked out when it is first asked for.
+
+    Attributes:
+        file: any format that trimesh reads.
+        category: its class.
+        up: see :func:`polydit.core.geometry.reading.read_mesh`.
+        resolution: cells per axis of its solid.
+    """
+
+    file: Path
+    category: str
+    up: Any = "auto"
+    resolution: int = 96
+
+    @property
+    def name(self) -> str:
+        """Of its folder and file."""
+        return f"{self.file.parent.name}/{self.file.stem}"
+
+    @cached_property
+    def solid(self) -> Solid:
+        """What the file encloses."""
+        return solid_of(read_mesh(self.file, self.up).mesh, self.resolution)
+
+    @cached_property
+    def surface(self) -> Mesh:
+        """Watertight."""
+        surface = self.solid.mesh().without_floaters(0.002)
+        if surface.is_empty:
+            raise PolyditError(f"{self.file}: encloses nothing; leave it out")
+        return surface
+
+    def sample(self, count: int, generator: np.random.Generator) -> tuple[Array, Array]:  # noqa: D102
+        return self.surface.sample(count, generator)
+
+    def distance(self, points: Array) -> Array:  # noqa: D102
+        return self.solid.distance(points)
+
+    def mesh(self, resolution: int = 96) -> Mesh:  # noqa: D102
+        return self.surface
+
+
+def procedural_shapes(categories: Sequence[str], count: int, held_out: bool = False) -> list[Shape]:
+    """The first ``count`` shapes of each family; held-out ones are others."""
+    return [ProceduralShape(c, n, held_out) for n in range(count) for c in categories if c in FAMILIES]
+
+
+def corpus_shapes(root: Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """Furniture of a corpus, by category.
+
+    Raises:
+        PolyditError: there is no corpus.
+    """
+    from ...core.data.corpus.manifest import load_manifest
+
+    found: list[Shape] = []
+    for record in load_manifest(root):
+        if record.kind != "meshes" or record.split != split:
+            continue
+        category = furniture_category(str(record.extra.get("name", "")))
+        if category in categories:
+            found.append(MeshShape(root / record.file, category, up="y"))
+    return found
+
+
+def furniture_category(name: str) -> str | None:
+    """The category of a piece of furniture by its name, or None."""
+    name = name.lower()
+    for phrase, category in OWN.items():
+        if phrase in name:
+            return category
+    if any(phrase in name for phrase in NOT):
+        return None
+    words = name.replace("-", " ").split()
+    for category, known in WORDS.items():
+        if any(word.endswith(known) for word in words):
+            return category
+    return None
+
+
+def split_by_name(name: str) -> str:
+    """``val`` for one name in twelve, ``test`` for another one, else ``train``; a pure function of the name."""
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 12
+    return {0: "val", 1: "test"}.get(share, "train")
+
+
+def mesh_folder(root: Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """``<category>/*.glb`` and deeper, or ``<split>/<category>/...``."""
+    if (root / split).is_dir():
+        return _in_folders(root / split, categories, None)
+    return _in_folders(root, categories, split)
+
+
+def _in_folders(root: Path, categories: Sequence[str], split: str | None) -> list[Shape]:
+    found: list[Shape] = []
+    for category in categories:
+        for file in sorted((root / category).rglob("*")):
+            if file.suffix.lower() in MESH_SUFFIXES and (split is None or split_by_name(file.stem) == split):
+                found.append(MeshShape(file, category))
+    return found
+
+
+def shapenet(root: Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """ShapeNetCore.v2: ``<synset>/<model>/models/model_normalized.obj``.
+
+    A list ``<synset>/<split>.lst`` of models, where there is one, says what the split holds.
+    """
+    found: list[Shape] = []
+    for synset, category in SYNSETS.items():
+        if category not in categories or not (root / synset).is_dir():
+            continue
+        listed = root / synset / f"{split}.lst"
+        names = listed.read_text().split() if listed.is_file() else None
+        for folder in sorted((root / synset).iterdir()):
+            file = folder / "models" / "model_normalized.obj"
+            chosen = folder.name in names if names is not None else split_by_name(folder.name) == split
+            if chosen and file.is_file():
+                found.append(MeshShape(file, category, up="y"))
+    return found
+
+
+def objaverse(root: Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """Objaverse's cache, ``glbs/000-xxx/<uid>.glb``; all of the first category."""
+    files = sorted((root / "glbs").glob("*/*.glb"))
+    return [MeshShape(file, categories[0]) for file in files if split_by_name(file.stem) == split]
+
+
+LAYOUTS: dict[str, Callable[[Path, str, Sequence[str]], list[Shape]]] = {
+    "corpus": corpus_shapes,
+    "meshes": mesh_folder,
+    "shapenet": shapenet,
+    "objaverse": objaverse,
+}
+
+
+def find_shapes(layout: str, root: str | Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """The shapes of a part of some data.
+
+    Args:
+        layout: of :data:`LAYOUTS`.
+        root: its folder.
+        split: ``train``, ``val``, ``test``; ``reserved`` of a corpus, for evaluation only.
+        categories: which.
+
+    Raises:
+        PolyditError: an option is unknown, the folder is missing, or holds nothing of these categories.
+    """
+    if layout not in LAYOUTS:
+        raise PolyditError(f"--data.layout {layout}: is unknown; choose from {', '.join(LAYOUTS)}")
+    if split not in SPLITS:
+        raise PolyditError(f"split {split!r}: choose from {', '.join(SPLITS)}")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise PolyditError(f"--data.path {root}: no such folder; give the data set's")
+    found = LAYOUTS[layout](root, split, categories)
+    if not found and split in ("train", "reserved"):
+        inside = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8])
+        raise PolyditError(
+            f"--data.path {root}: nothing of {', '.join(categories)} for {split} in the layout {layout}; "
+            f"it holds {inside or 'no folders'}"
+        )
+    return found
+
+
+def readable(shapes: Sequence[Shape], say: Callable[[str], None]) -> list[Shape]:
+    """The shapes that can be used; of each other one its reason is told."""
+    kept = []
+    for shape in shapes:
+        try:
+            shape.sample(1, np.random.default_rng(0))
+        except PolyditError as error:
+            say(f"left out: {error}")
+        else:
+            kept.append(shape)
+    return kept
