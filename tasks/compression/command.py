@@ -11,6 +11,7 @@ from ...core.devices import check_device_name
 from ...core.errors import PolyditError
 from ...core.media.writer import OutputWriter
 from .container import CODECS, read_container
+from .rate import check_rate
 from .systems import module_of, system_for
 
 __all__ = ["decode", "encode"]
@@ -25,12 +26,7 @@ def encode(options: Namespace) -> int:
         PolyditError: an option is out of its range, the input cannot be read, or the output not be written.
     """
     _check(options)
-    if not 1 <= options.quality <= 9:
-        raise PolyditError(f"--quality {options.quality:g}: goes from 1 (smallest) to 9 (best)")
-    if options.target_bpp is not None and options.target_size is not None:
-        raise PolyditError("--target-bpp, --target-size: give one of the two")
-    if options.target_bpp is not None and not options.target_bpp > 0:
-        raise PolyditError(f"--target-bpp {options.target_bpp:g}: must be above 0, such as 0.25")
+    check_rate(options)
     if options.output.suffix.lower() != ".pdc":
         raise PolyditError(f"{options.output}: a coded file is named .pdc; call it {options.output.stem}.pdc")
     writer = _writer(options)

@@ -16,6 +16,7 @@ from .container import read_container
 from .picture_file import decode_still, read_still, to_pillow
 from .picture_system import encode_for
 from .pipeline import CompressionPipeline
+from .rate import check_rate
 
 if TYPE_CHECKING:
     from ...core.media import OutputWriter
@@ -36,6 +37,7 @@ def predict_one(
     Returns:
         Bytes, bits per pixel, PSNR in RGB, quality and seconds, for ``results.json``.
     """
+    check_rate(options)
     still = read_still(source, options.metadata)
     figures: dict[str, Any] = {}
     begin = time.perf_counter()

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 
 from ...core.errors import PolyditError
 
-__all__ = ["best_within", "parse_size"]
+__all__ = ["best_within", "check_rate", "parse_size"]
 
 UNITS = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1024, "M": 10**6, "MB": 10**6, "MIB": 2**20}
+
+
+def check_rate(options: Namespace) -> None:
+    """Refuse a quality or a target that makes no sense.
+
+    Raises:
+        PolyditError: with what is possible.
+    """
+    if not 1 <= options.quality <= 9:
+        raise PolyditError(f"--quality {options.quality:g}: goes from 1 (smallest) to 9 (best)")
+    if options.target_bpp is not None and options.target_size is not None:
+        raise PolyditError("--target-bpp, --target-size: give one of the two")
+    if options.target_bpp is not None and not options.target_bpp > 0:
+        raise PolyditError(f"--target-bpp {options.target_bpp:g}: must be above 0, such as 0.25")
+    if options.target_size is not None:
+        parse_size(options.target_size)
 
 
 def best_within(encode: Callable[[int], bytes], limit: float, last: int, what: str) -> tuple[int, bytes]:

@@ -162,6 +162,12 @@ def test_options_that_make_no_sense(run, photo: Path, tmp_path: Path, words: tup
     assert not (tmp_path / "a.pdc").exists()
 
 
+def test_predict_checks_the_same_options(run, photo: Path, tmp_path: Path):
+    code, said = run("predict", "--input", photo, "--output", tmp_path / "out", "--quality", 9.5)
+    assert code == 2
+    assert "--quality 9.5: goes from 1 (smallest) to 9 (best)" in said
+
+
 def test_inputs_that_cannot_be_coded(run, photo: Path, tmp_path: Path):
     frames = [Image.fromarray(picture(20, 20, seed)) for seed in range(3)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
