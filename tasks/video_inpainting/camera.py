@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,19 @@ def motions(frames: Tensor, hidden: Tensor, longest: int = 256) -> list[Tensor]:
         grey = F.interpolate(grey, size, mode="bilinear", antialias=True)
         seen = F.interpolate(seen, size, mode="bilinear", antialias=True)
     seen = (seen > 0.99).float()
-    scale = torch.diag(torch.tensor([grey.shape[-1] / width, grey.shape[-2] / height, 1.0], dtype=torch.float64))
+    scale = torch.diag(
+        torch.tensor([grey.shape[-1] / width, grey.shape[-2] / height, 1.0], dtype=torch.float64)
+    )
     centre = torch.eye(3, dtype=torch.float64)
-    centre[0, 2], centre[1, 2] = 0.5, 0.5  # scaling keeps the pixels' corners, and places count from their middles
+    centre[0, 2], centre[1, 2] = (
+        0.5,
+        0.5,
+    )  # scaling keeps the pixels' corners, and places count from their middles
     there = torch.linalg.inv(centre) @ scale @ centre
     back = torch.linalg.inv(there)
     levels = [pyramid(g[None], s[None]) for g, s in zip(grey, seen, strict=True)]
     found, last = [], torch.eye(3, dtype=torch.float64)
-    for first, second in zip(levels, levels[1:], strict=False):
+    for first, second in pairwise(levels):
         last = _best(first, second, (torch.eye(3, dtype=torch.float64), last))
         found.append(back @ last @ there)
     return found
@@ -109,7 +115,8 @@ def _align(
     height, width = grey.shape[-2:]
     unit = 2.0 / max(height, width)  # places in about [-1, 1], or the steps are badly scaled
     normal = torch.tensor(
-        [[unit, 0, -unit * (width - 1) / 2], [0, unit, -unit * (height - 1) / 2], [0, 0, 1]], dtype=torch.float64
+        [[unit, 0, -unit * (width - 1) / 2], [0, unit, -unit * (height - 1) / 2], [0, 0, 1]],
+        dtype=torch.float64,
     )
     back = torch.linalg.inv(normal)
     current = normal @ matrix @ back
@@ -124,7 +131,9 @@ def _align(
     place = place * unit + normal[:2, 2]
     value = grey[0, 0].flatten()[index].double()
     pad = F.pad(other, (1, 1, 1, 1), mode="replicate")
-    slope = torch.cat([pad[..., 1:-1, 2:] - pad[..., 1:-1, :-2], pad[..., 2:, 1:-1] - pad[..., :-2, 1:-1]], 1) / 2
+    slope = (
+        torch.cat([pad[..., 1:-1, 2:] - pad[..., 1:-1, :-2], pad[..., 2:, 1:-1] - pad[..., :-2, 1:-1]], 1) / 2
+    )
     maps = torch.cat([other, slope / unit, other_seen], 1)
     gain, offset, error = 1.0, 0.0, math.inf
     for _ in range(_STEPS):

@@ -59,7 +59,13 @@ class VideoInpaintingData(LightningDataModule):
         super().__init__()
         self.path, self.layout, self.frames = Path(path).expanduser(), layout, frames
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.batch_size, self.fill, self.clips, self.objects, self.grow = batch_size, fill, clips, objects, grow
+        self.batch_size, self.fill, self.clips, self.objects, self.grow = (
+            batch_size,
+            fill,
+            clips,
+            objects,
+            grow,
+        )
         self.stride, self.num_workers, self.samples_per_epoch = stride, num_workers, samples_per_epoch
         self.held_out, self.cache_megabytes, self.seed = held_out, cache_megabytes, seed
 
@@ -71,7 +77,7 @@ class VideoInpaintingData(LightningDataModule):
         """
         if not self.path.exists():
             raise PolyditError(
-                f"--data.path {self.path}: no such folder; give a data set, or make a corpus with `polydit corpus build`"
+                f"--data.path {self.path}: no such folder; name a data set, or make one with `polydit corpus build`"
             )
         self.train_set: Dataset[Any]
         self.val_set: Dataset[Any]
@@ -88,7 +94,14 @@ class VideoInpaintingData(LightningDataModule):
             held_out = train[::10]
             train = [clip for clip in train if clip not in held_out]
         self.train_set = FolderClips(
-            train, self.frames, self.size, self.samples_per_epoch, self.seed, self.fill, self.stride, self.objects
+            train,
+            self.frames,
+            self.size,
+            self.samples_per_epoch,
+            self.seed,
+            self.fill,
+            self.stride,
+            self.objects,
         )
         self.val_set = FolderClips(
             held_out, self.frames, self.size, self.held_out, self.seed + 1, self.fill, 1, self.objects

@@ -51,8 +51,8 @@ class Formulation:
     Attributes:
         fill: ``black``: the masked video, as published. ``propagated``: holes are filled along the camera's motion
             before the network looks (:mod:`.propagation`), which is also told what no frame shows.
-        residual_scale: if set, for pixel space and a propagated fill: the network works on what the fill lacks, in these
-            units. One that answers zero leaves the fill as it is.
+        residual_scale: if set, for pixel space and a propagated fill: the network works on what the fill lacks, in
+            these units. One that answers zero leaves the fill as it is.
         signal_gain: see :meth:`Parameterization.signal_gain`.
         frames: that the network sees at once, in pixels' time. Longer clips are cut, see the pipeline.
         known: frames of the result that the next window is given as known.
@@ -168,7 +168,11 @@ class Formulation:
         if self.signal_gain:
             noisy = noisy * parameterization.signal_gain(timestep).view(-1, 1, 1, 1, 1).to(x.dtype)
         options: dict[str, Any] = dict(text or {})
-        if frame_rate is not None and isinstance(network, PretrainedTransformer) and hasattr(network, "temporal_factor"):
+        if (
+            frame_rate is not None
+            and isinstance(network, PretrainedTransformer)
+            and hasattr(network, "temporal_factor")
+        ):
             options["frame_rate"] = frame_rate
         answer: Tensor = network(torch.cat([noisy, given], 1), timestep, **options).sample
         return answer[:, :channels]

@@ -1,4 +1,4 @@
-"""Where data sets of videos keep their frames and masks: DAVIS, YouTube-VOS, ProPainter's copies, any folder of clips."""
+"""Where data sets of videos keep their frames and masks: DAVIS, YouTube-VOS, ProPainter's copies, folders of clips."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class ClipFolder:
     frames: Path
     masks: Path | None = None
 
-    def object_masks(
-        self, frames: int, size: tuple[int, int], rng: np.random.Generator
-    ) -> NDArray[np.bool_]:
+    def object_masks(self, frames: int, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Outlines of one object, or of all, of consecutive masks from a random place on; (frames, height, width)."""
         assert self.masks is not None
         files = sorted(list_images(self.masks, recursive=False))
@@ -82,12 +80,14 @@ def find_clips(root: Path, layout: str = "auto", split: str = "train") -> list[C
         raise PolyditError(f"{root}: no such folder; give the root of a data set or of clips")
     if layout == "auto":
         layout = _guess(root, split)
-    found = {"davis": _davis, "youtube-vos": _youtube, "propainter": _propainter, "clips": _clips}[layout](root, split)
+    found = {"davis": _davis, "youtube-vos": _youtube, "propainter": _propainter, "clips": _clips}[layout](
+        root, split
+    )
     clips = [clip for clip in found if clip.frames.exists()]
     if not clips:
         missing = f", of {len(found)} that it lists" if found else ""
         raise PolyditError(
-            f"{root}: no clip in the layout {layout} and split {split}{missing}; look at the folder, or name another layout"
+            f"{root}: no clip in the layout {layout} and split {split}{missing}; name another layout"
         )
     return clips
 
@@ -118,7 +118,9 @@ def _youtube(root: Path, split: str) -> list[ClipFolder]:
     pictures = next((home / "JPEGImages" for home in homes if (home / "JPEGImages").is_dir()), None)
     if pictures is None:
         raise PolyditError(f"{homes[1]}/JPEGImages: no such folder; choose another split")
-    masks = next((home / "Annotations" for home in homes if (home / "Annotations").is_dir()), homes[1] / "Annotations")
+    masks = next(
+        (home / "Annotations" for home in homes if (home / "Annotations").is_dir()), homes[1] / "Annotations"
+    )
     return [_pair(folder.name, pictures, masks) for folder in sorted(pictures.iterdir()) if folder.is_dir()]
 
 

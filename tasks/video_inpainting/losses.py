@@ -11,7 +11,7 @@ __all__ = ["focal_weight", "hole_psnr_loss"]
 
 
 def focal_weight(mask: Tensor, inside: float = 2.0, outside: float = 1.0, grow: int = 1) -> Tensor:
-    """The focal-area weight of "EraserDiT" (arXiv 2506.12853): the error counts 1 + D, D the dilated mask of the latents.
+    """The focal-area weight of "EraserDiT" (arXiv 2506.12853): the error counts 1 + D, D the dilated latent mask.
 
     Args:
         mask: (B, 1, T, h, w) of the latents, above 0 where something is made up.

@@ -73,7 +73,12 @@ class EraserDiT(DiffusionModule):
                 widen_input(network, extra)
             _check_channels(network.in_channels, network.latent_channels + extra)
             root = _pipeline_folder(folder)
-            if autoencoder is None and root is not None and (root / "vae").is_dir() and not is_on_meta(backbone):
+            if (
+                autoencoder is None
+                and root is not None
+                and (root / "vae").is_dir()
+                and not is_on_meta(backbone)
+            ):
                 autoencoder = DiffusersAutoencoder.from_pretrained(root)
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation = formulation
@@ -85,7 +90,9 @@ class EraserDiT(DiffusionModule):
             self.text = texts_for(network, folder, texts, is_on_meta(backbone))
         else:
             if formulation.residual_scale is not None and autoencoder is not None:
-                raise PolyditError("--model.formulation.residual_scale: is for pixel space; leave the autoencoder out")
+                raise PolyditError(
+                    "--model.formulation.residual_scale: is for pixel space; leave the autoencoder out"
+                )
             channels = self.space.channels
             _check_channels(backbone.config.in_channels, channels + formulation.extra_channels(channels))
         self._last: tuple[Any, Known] | None = None

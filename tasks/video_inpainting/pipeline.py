@@ -27,7 +27,7 @@ from .propagation import agree, propagate
 if TYPE_CHECKING:
     from ...core.adapters import LoadReport
 
-__all__ = ["VideoInpaintingPipeline", "WINDOWS", "adain_clip"]
+__all__ = ["WINDOWS", "VideoInpaintingPipeline", "adain_clip"]
 
 Frames = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
@@ -97,7 +97,9 @@ class VideoInpaintingPipeline(DiffusionPipeline):
             PolyditError: the sizes do not fit.
         """
         if frames.ndim != 4 or masks.shape != frames.shape[:3]:
-            raise PolyditError(f"masks {masks.shape} do not fit frames {frames.shape}; give (T, H, W) and (T, H, W, 3)")
+            raise PolyditError(
+                f"masks {masks.shape} do not fit frames {frames.shape}; give (T, H, W) and (T, H, W, 3)"
+            )
         return np.stack(list(self.stream(zip(frames, masks, strict=True), **options)))
 
     def stream(
@@ -118,10 +120,10 @@ class VideoInpaintingPipeline(DiffusionPipeline):
             pairs: frame (H, W, 3) uint8 and mask (H, W) bool, in order.
             num_inference_steps: of the schedule; default 1 for networks that answer in one step, else 50.
             generator: source of the noise.
-            windows: ``hand-over``: each window of ``formulation.frames`` begins with the last results of the one before,
-                as known (the released code). ``circular``: clips of up to ``clip`` frames are mirrored into a ring that
-                is cut elsewhere at every step (the paper's Algorithm 1). ``averaged``: overlapping windows of such clips
-                are averaged at every step.
+            windows: ``hand-over``: each window of ``formulation.frames`` begins with the last results of the one
+                before, as known (the released code). ``circular``: clips of up to ``clip`` frames are mirrored into a
+                ring that is cut elsewhere at every step (the paper's Algorithm 1). ``averaged``: overlapping windows of such
+                clips are averaged at every step.
             clip: frames of the clips of ``circular`` and ``averaged``; longer videos hand over between them.
             feather: pixels over which results fade in, inside the mask.
             adain: give the result the mean and spread of the colours of what is given, channel by channel.
@@ -306,13 +308,21 @@ class VideoInpaintingPipeline(DiffusionPipeline):
                 progress(step.index + 1, step.total)
 
         x0 = sample(
-            denoise, start.float(), self.parameterization, len(times) - 1, times=times, generator=generator, callback=show
+            denoise,
+            start.float(),
+            self.parameterization,
+            len(times) - 1,
+            times=times,
+            generator=generator,
+            callback=show,
         )
         whole = Known(*(t.to(device) for t in vars(padded).values()))
         made = form.finish(x0, whole, space)
         return made[:, :, :frames, :height, :width].float().cpu()
 
-    def _network(self, channels: int, batch: int, frame_rate: float | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def _network(
+        self, channels: int, batch: int, frame_rate: float | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network with its texts and guidance."""
         network, form = as_backbone(self.transformer), self.formulation
 
@@ -361,8 +371,8 @@ def adain_clip(made: Tensor, given: Tensor, hole: Tensor) -> Tensor:
     Args:
         made: (B, 3, T, H, W).
         given: of the same shape.
-        hole: (B, 1, T, H, W). Statistics are of what is not hidden, in both (the released code means to, and takes whole
-            frames, as its mask is true everywhere).
+        hole: (B, 1, T, H, W). Statistics are of what is not hidden, in both (the released code means to, and takes
+            whole frames, as its mask is true everywhere).
     """
     seen = (dilate((hole > 0).float(), 1) == 0).float()
     count = seen.sum((2, 3, 4), keepdim=True).clamp(min=1)

@@ -53,7 +53,7 @@ def propagate(
         given: the camera's motion from each frame to the next, where it is known already (:func:`.camera.motions`).
     """
     holes = hole > 0
-    count, _, height, width = frames.shape
+    count = len(frames)
     if not holes.any():
         return Propagated(frames, torch.ones_like(frames[:, :1]))
     # The rim of a hole often has colours of what is hidden mixed in: it is not looked at.
@@ -161,7 +161,9 @@ def chained(steps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _by_nearness(number: int, count: int, reach: int | None) -> list[int]:
-    others = [other for other in range(count) if other != number and (reach is None or abs(other - number) <= reach)]
+    others = [
+        other for other in range(count) if other != number and (reach is None or abs(other - number) <= reach)
+    ]
     return sorted(others, key=lambda other: abs(other - number))
 
 

@@ -49,7 +49,7 @@ def sample_of(
 
 
 def camera_of(flow: NDArray[np.float32], rng: np.random.Generator, error: float = 0.0) -> list[Tensor]:
-    """The affine motion of each field (H, W, 2) as a matrix (3, 3), with an error of so many pixels as estimates have."""
+    """The affine motion of each field (H, W, 2) as a matrix (3, 3), off by about so many pixels."""
     height, width = flow.shape[1:3]
     rows, columns = np.mgrid[0 : height : max(1, height // 4), 0 : width : max(1, width // 4)]
     places = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)], 1).astype(np.float64)
@@ -163,7 +163,9 @@ class FolderClips(Dataset[dict[str, Tensor]]):
         pixels = clip.get(numbers)
         height, width = pixels.shape[1:3]
         ratio = max(self.size[0] / height, self.size[1] / width) * rng.uniform(1, 1.5)
-        high, wide = (max(want, round(side * ratio)) for want, side in zip(self.size, (height, width), strict=True))
+        high, wide = (
+            max(want, round(side * ratio)) for want, side in zip(self.size, (height, width), strict=True)
+        )
         top, left = int(rng.integers(high - self.size[0] + 1)), int(rng.integers(wide - self.size[1] + 1))
         box = (left, top, left + self.size[1], top + self.size[0])
         scaled = [Image.fromarray(p).resize((wide, high), Image.Resampling.BICUBIC).crop(box) for p in pixels]
