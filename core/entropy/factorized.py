@@ -63,6 +63,10 @@ class FactorizedPrior(nn.Module):
             values: (C, 1, N).
             frozen: no gradient for the densities.
         """
+        with torch.autocast(values.device.type, enabled=False):  # differences of these are probabilities
+            return self._logits(values if values.dtype == torch.float64 else values.float(), frozen)
+
+    def _logits(self, values: Tensor, frozen: bool) -> Tensor:
         for number, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
             matrix, bias = (matrix.detach(), bias.detach()) if frozen else (matrix, bias)
             values = F.softplus(matrix.to(values.dtype)) @ values + bias.to(values.dtype)

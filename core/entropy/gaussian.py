@@ -33,7 +33,7 @@ def gaussian_likelihood(distance: Tensor, scale: Tensor) -> Tensor:
     Returns:
         At least 1e-9.
     """
-    scale = _at_least(scale, LOWEST)
+    scale = _at_least(scale if scale.dtype == torch.float64 else scale.float(), LOWEST)
     distance = distance.abs()
     upper = torch.special.erfc(-(0.5 - distance) / scale / math.sqrt(2)) / 2
     lower = torch.special.erfc(-(-0.5 - distance) / scale / math.sqrt(2)) / 2

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import PolyditError
-from .codec import LAST_QUALITY, MULTIPLE, LatentCodec, step_of
+from .codec import LAST_QUALITY, LatentCodec, step_of
 from .context import MEAN_UNIT
 from .lapped import SIZE
 from .rounding import Rounding
@@ -99,8 +99,6 @@ class Enhancer:
         """Enhanced pictures; see :func:`velocity`."""
         if self.fidelity == 1:
             return pictures
-        short = [-side % MULTIPLE for side in pictures.shape[-2:]]
-        assert not any(short), "decoded pictures are padded"
         return pictures - (1 - self.fidelity) * velocity(self.network, pictures, deviation, quality)
 
 

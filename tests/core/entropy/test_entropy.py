@@ -138,6 +138,17 @@ def test_factorized_prior_learns_its_data():
     torch.testing.assert_close(masses[:, 30].float(), at_median.flatten(), atol=1e-5, rtol=1e-4)
 
 
+def test_probabilities_do_not_suffer_under_autocast():
+    prior = FactorizedPrior(2).eval()
+    values = torch.randn(1, 2, 8, 8) * 4
+    _, plain = prior(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, mixed = prior(values)
+        bits = gaussian_bits(values, torch.full_like(values, 2.0).bfloat16())
+    assert torch.equal(mixed, plain)
+    torch.testing.assert_close(bits, gaussian_bits(values, torch.full_like(values, 2.0)))
+
+
 def test_quantile_loss_moves_only_the_quantiles():
     prior = FactorizedPrior(3)
     prior.quantile_loss().backward()
@@ -237,7 +248,7 @@ def test_exact_layers(layer):
     whole = torch.floor(x * UNIT).double()
     with torch.no_grad():
         torch.testing.assert_close(
-            make_exact(layer)(whole).float() / UNIT, layer(whole.float() / UNIT), atol=5e-4, rtol=1e-4
+            make_exact(layer)(whole).float() / UNIT, layer(whole.float() / UNIT), atol=3e-3, rtol=1e-4
         )
 
 
