@@ -129,10 +129,12 @@ class IntegerConv(nn.Module):
         kind = torch.float32 if exact_in_single else torch.float64
         with torch.autocast(values.device.type, enabled=False):
             sums = F.conv2d(values.to(kind), self.integer_weight.to(kind), padding=self.kernel_size // 2)
-        rounding = self.integer_bias + 2 ** (SHIFT - 1)
-        scaled = sums.double() * self.multiplier.double().view(-1, 1, 1) + rounding.double().view(-1, 1, 1)
-        result = torch.floor(scaled / 2**SHIFT)  # exact: a power of two, and all of it below 2^53
-        return (result.clamp(0, LIMIT) if self.activation else result).float()
+        factor = self.multiplier.double().view(-1, 1, 1)
+        rounding = (self.integer_bias + 2 ** (SHIFT - 1)).double().view(-1, 1, 1)
+        result = sums.double() if sums.dtype != torch.float64 else sums
+        # exact: whole numbers below 2^53, then a power of two
+        result = result.mul_(factor).add_(rounding).mul_(2.0**-SHIFT).floor_()
+        return (result.clamp_(0, LIMIT) if self.activation else result).float()
 
 
 def _clip_through(values: Tensor) -> Tensor:

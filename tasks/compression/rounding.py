@@ -34,9 +34,8 @@ class Rounding:
         if not self.thrift:
             return residual
         near = residual - residual.sign()
-        saved = self.tables.near(residual, index) - self.tables.near(near, index)
-        error = (near - offset).square() - (residual - offset).square()
-        return torch.where(self.thrift * saved > error, near, residual)
+        error = (near - offset).square_() - (residual - offset).square_()
+        return torch.where(self.thrift * self.tables.saving(residual, index) > error, near, residual)
 
     def __call__(self, channels: slice, mask: Tensor | None, mean: Tensor, index: Tensor) -> Tensor:
         """See `context.Quantizer`; counts bits.

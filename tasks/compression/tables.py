@@ -81,11 +81,24 @@ class ProbabilityTables(nn.Module):
         return result
 
     @torch.no_grad()
-    def near(self, residual: Tensor, index: Tensor) -> Tensor:
-        """`forward` without gradients, of the nearest table: what an encoder compares choices with."""
-        table = torch.floor(index + 0.5)
-        symbol = torch.where(residual.abs() > RADIUS, SYMBOLS - 1, residual + RADIUS)
-        return self.bits().flatten()[(table * SYMBOLS + symbol).to(torch.int32)] + _escape_bits(residual)
+    def saving(self, residual: Tensor, index: Tensor) -> Tensor:
+        """Bits less that a residual one nearer to zero takes in the nearest table; 0 beyond the tables.
+
+        Args:
+            residual: whole numbers.
+            index: 0..TABLES-1.
+        """
+        bits = self.bits()
+        middle = torch.zeros_like(bits[:, :1])
+        negative, positive = (
+            bits[:, :RADIUS] - bits[:, 1 : RADIUS + 1],
+            bits[:, RADIUS + 1 : -1] - bits[:, RADIUS:-2],
+        )
+        less = torch.cat([middle, negative, middle, positive, middle], 1).flatten()
+        place = torch.floor(index + 0.5) * (SYMBOLS + 1) + (
+            residual.clamp(-RADIUS - 1, RADIUS + 1) + RADIUS + 1
+        )
+        return less[place.to(torch.int32)]
 
     @torch.no_grad()
     def freeze(self) -> None:
