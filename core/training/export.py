@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -240,6 +241,14 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         raise PolyditError(f"{output}: exists already; choose another name or pass --overwrite")
 
 
+def _forget_origin(folder: Path) -> None:
+    """Take out where on this machine the parts were loaded from; whoever loads the folder knows where it is."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_pipeline(
     pipeline: Any, output: str | Path, *, card: Card | None = None, overwrite: bool = False
 ) -> Path:
@@ -260,6 +269,7 @@ def save_pipeline(
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(temporary)
+        _forget_origin(temporary)
         for file in temporary.rglob("*.safetensors"):  # safetensors lets only their owner read them
             file.chmod((temporary / "model_index.json").stat().st_mode)
         if card is not None:

@@ -79,7 +79,14 @@ def own(weights: Path) -> Segmenter:
     pipe = polydit.load(weights)
     segment = segmenter(pipe)
     options = Namespace(
-        steps=None, detail="tiles", box=None, min_max=False, progress=None, threshold=0.5, depth=None
+        steps=None,
+        detail="tiles",
+        box=None,
+        min_max=False,
+        progress=None,
+        threshold=0.5,
+        depth=None,
+        looks=None,
     )
 
     def run(picture: NDArray[np.uint8], source: Path) -> NDArray[np.float32]:

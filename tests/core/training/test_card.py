@@ -65,6 +65,7 @@ def test_data_and_licence_in_the_config_make_the_card_complete(fit, capsys):
     again = export(TOY, folder / "checkpoints/last.ckpt", "again", may_lack=False)
     assert header(again)["license"] == "cc-by-4.0"
     assert Card.read(TOY, again).missing == []
+    assert not [file for file in again.rglob("*.json") if "_name_or_path" in file.read_text()]
 
 
 def test_export_refuses_what_nobody_may_know_how_to_use(fit, tmp_path):
