@@ -86,7 +86,7 @@ CODECS: dict[int, Codec] = {
     0: Codec("small", "picture_system"),
     1: Codec("small-video", "video.small_system", video=True),
     2: Codec("DiT-IC", "dit_ic.system"),
-    3: Codec("GNVC-VD", "video.gnvc_system", video=True),
+    3: Codec("GNVC-VD", "video.gnvc.system", video=True),
 }
 """Codecs by their number in the file. A number is never given again."""
 

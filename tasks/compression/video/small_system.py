@@ -2,209 +2,61 @@
 
 from __future__ import annotations
 
-import io
-import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import ExitStack
-from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ....core.data.video import VideoReader
-from ....core.errors import PolyditError
-from ....core.media.video import video_output
 from ....core.media.writer import OutputWriter
 from ....core.open_pipeline import choose_weights
 from .. import TASK
 from ..codec import LAST_QUALITY, quality_index, quality_of
-from ..container import AUDIO, CODECS, PRIVATE, Container, Timing
-from ..rate import parse_size
+from ..container import CODECS, Container
 from ..weights import identity_of, read_codec
 from .groups import Coder
 from .latent_video import LatentVideoCodec
-from .video_file import TICK, Groups, GroupSpool, copy_sound, pack_times, sound_file, times_of
+from .video_io import VideoSystem, decode_video, encode_video
 
-__all__ = ["GROUP", "decode_file", "encode_file"]
+__all__ = ["decode_file", "encode_file", "open_small"]
 
 NUMBER = next(number for number, codec in CODECS.items() if codec.system == "small-video")
-GROUP = 25
-"""Frames of a group: what a player waits for when it jumps."""
-SAMPLES = 3
-"""Groups by which the quality for a wanted size is searched."""
-Pixels = NDArray[np.uint8]
 
 
-class Weights:
-    """The video codec of a folder.
+def open_small(folder: str | Path, name: str | Path = "file") -> VideoSystem:
+    """The small video codec of a saved pipeline.
 
     Args:
-        folder: of a saved pipeline.
+        folder: of the pipeline.
+        name: of the file that is decoded, for complaints.
 
     Raises:
-        PolyditError: it is none.
+        PolyditError: it is no such folder, or is damaged.
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.codec, self.source = read_codec(folder, LatentVideoCodec), folder
-        self.identity = identity_of(self.codec)
-        self.coder = Coder(self.codec)
-
-    def check(self, wanted: bytes, name: str | Path) -> None:
-        """Refuse a file that was coded with other weights.
-
-        Raises:
-            PolyditError: with both identities.
-        """
-        if self.identity[:4] != wanted:
-            raise PolyditError(
-                f"{name}: was coded with the weights {wanted.hex()}, and {self.source} holds "
-                f"{self.identity[:4].hex()}; give the folder of the right ones with --weights"
-            )
+    codec = read_codec(folder, LatentVideoCodec)
+    coder = Coder(codec)
+    return VideoSystem(
+        NUMBER,
+        identity_of(codec),
+        LAST_QUALITY,
+        quality_of,
+        coder.encode,
+        lambda group, number, count, size, index: coder.decode(group, count, size, index, name),
+        str(folder),
+    )
 
 
 def encode_file(source: Path, output: OutputWriter, name: str, options: Namespace) -> dict[str, Any]:
-    """Code a video; no more than one group of it is in memory."""
-    weights = _open(options)
-    begin = time.perf_counter()
-    limit = _limit(source, options)
-    index = quality_index(options.quality) if limit is None else _search(weights.coder, source, limit)
-    while True:
-        record = _encode(weights, source, output, name, index, limit)
-        if record is not None:
-            break
-        if index == 0:
-            raise PolyditError(f"{source}: even the lowest quality is larger than was asked for; allow more")
-        index = max(0, index - 6)
-    record["seconds"] = time.perf_counter() - begin
-    return record
-
-
-def _open(options: Namespace) -> Weights:
-    system = None if options.weights is not None else CODECS[NUMBER].system
-    return Weights(choose_weights(TASK, options.weights, system))
-
-
-def _encode(
-    weights: Weights, source: Path, output: OutputWriter, name: str, index: int, limit: float | None
-) -> dict[str, Any] | None:
-    """Write the file, unless it is larger than the limit."""
-    with ExitStack() as stack:
-        spool = stack.enter_context(GroupSpool())
-        reader = stack.enter_context(VideoReader(source))
-        times: list[int] = []
-
-        def frames() -> Iterator[Pixels]:
-            for frame in reader:
-                times.append(round(frame.time / TICK))
-                yield frame.pixels
-
-        for part in _parts(frames(), GROUP):
-            spool.add(weights.coder.encode(part, index))
-        sections: dict[int, IO[bytes]] = {}
-        sound, said = copy_sound(source)
-        notes = [note for note in [*reader.notes(), said] if note]
-        if sound is not None:
-            sections[AUDIO] = stack.enter_context(sound)
-        step = 1 / reader.rate / TICK
-        if any(abs(at - number * step) > 45 for number, at in enumerate(times)):
-            sections[PRIVATE] = stack.enter_context(io.BytesIO(pack_times(times)))
-        timing = Timing(len(times), (reader.rate.numerator, reader.rate.denominator), GROUP)
-        content = Container(
-            NUMBER, index, weights.identity[:4], reader.width, reader.height, b"", timing=timing
-        )
-        if limit is not None and spool.size(sections) > limit:
-            return None
-        with output.open(name) as file:
-            size = spool.finish(file, content, sections)
-    rate = 8 * size / (len(times) * reader.width * reader.height)
-    line = f"{output.path(name)}: {size:,} bytes, {rate:.4f} bpp, {len(times)} frames of "
-    line += f"{reader.width}x{reader.height}, quality {quality_of(index):.2f}"
-    if notes:
-        line += f" ({'; '.join(notes)})"
-    return {
-        "bytes": size,
-        "bits_per_pixel": rate,
-        "quality": quality_of(index),
-        "width": reader.width,
-        "height": reader.height,
-        "frames": len(times),
-        "notes": notes,
-        "line": line,
-    }
+    """Code a video; see `..systems`."""
+    system = open_small(_folder(options))
+    return encode_video(system, source, output, name, quality_index(options.quality), options)
 
 
 def decode_file(
     source: Path, content: Container, output: OutputWriter, name: str, options: Namespace
 ) -> dict[str, Any]:
-    """Decode a video; no more than one frame of it is in memory."""
-    weights = _open(options)
-    weights.check(content.weights, source)
-    if content.quality > LAST_QUALITY:
-        raise PolyditError(
-            f"{source}: its header says quality {content.quality} of {LAST_QUALITY}; it is damaged"
-        )
-    assert content.timing is not None
-    groups, timing = Groups(content, source), content.timing
-    size, rate = (content.height, content.width), Fraction(*timing.rate)
-    begin = time.perf_counter()
-    with (
-        sound_file(content) as sound,
-        video_output(output, name, content.width, content.height, rate, sound_of=sound) as video,
-    ):
-        times = times_of(content, source)
-        for number, group in enumerate(groups):
-            count = groups.frames_of(number)
-            for pixels in weights.coder.decode(group, count, size, content.quality, source):
-                video.write(pixels, next(times))
-    seconds = time.perf_counter() - begin
-    line = f"{output.path(name)}: {timing.frames} frames of {content.width}x{content.height}, "
-    line += f"quality {quality_of(content.quality):.2f}"
-    if video.sound != "none":
-        line += f" (sound {video.sound})"
-    elif sound is not None:
-        line += " (this kind of file holds no sound, so it is left out)"
-    return {"frames": timing.frames, "sound": video.sound, "seconds": seconds, "line": line}
+    """Decode a video; see `..systems`."""
+    return decode_video(open_small(_folder(options), source), source, content, output, name)
 
 
-def _parts(frames: Iterator[Pixels], count: int) -> Iterator[list[Pixels]]:
-    part: list[Pixels] = []
-    for frame in frames:
-        part.append(frame)
-        if len(part) == count:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def _limit(source: Path, options: Namespace) -> float | None:
-    """Bytes that the file may have, or None."""
-    if options.target_size is not None:
-        return float(parse_size(options.target_size))
-    if options.target_bpp is None:
-        return None
-    with VideoReader(source) as reader:
-        count = sum(1 for _ in reader)
-        return options.target_bpp * count * reader.width * reader.height / 8
-
-
-def _search(coder: Coder, source: Path, limit: float) -> int:
-    """The quality index whose file should just fit, by a few groups from beginning to end."""
-    with VideoReader(source) as reader:
-        count = sum(1 for _ in reader)
-    groups = -(-count // GROUP)
-    chosen = sorted({round(place * (groups - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)})
-    with VideoReader(source) as reader:
-        parts = _parts((frame.pixels for frame in reader), GROUP)
-        samples = [part for number, part in enumerate(parts) if number in chosen]
-    share = sum(map(len, samples)) / count
-    low, high = 0, LAST_QUALITY + 1
-    while high - low > 3:
-        middle = (low + high) // 2
-        size = sum(len(coder.encode(part, middle).data) + 4 for part in samples) / share + 64
-        low, high = (middle, high) if size <= limit else (low, middle)
-    return low
+def _folder(options: Namespace) -> str | Path:
+    system = None if options.weights is not None else CODECS[NUMBER].system
+    return choose_weights(TASK, options.weights, system)
