@@ -73,6 +73,12 @@ def run(options: Namespace) -> int:
     if writer is not None:
         settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
         record = {"settings": settings, "pictures": names, **result.record(options.low, options.high)}
+        # what `export --figures` puts on a model's card
+        record["mean"] = {
+            f"BD-rate against JPEG by {metric}, {len(names)} pictures": value
+            for metric, value in record["bd_rates"][OURS].items()
+            if value is not None
+        }
         writer.json("bench.json", record)
         writer.text("points.md", result.points_table().markdown())
         for metric in result.metrics():

@@ -280,6 +280,7 @@ def test_bench_measures_files(run, tmp_path: Path):
     assert [point["quality"] for point in ours] == [1, 3, 5, 7, 9]
     assert [point["PSNR"] for point in ours] == sorted(point["PSNR"] for point in ours)
     assert set(record["bd_rates"]) == {"WebP, method 6", "PolyDiT"}
+    assert list(record["mean"]) == [f"BD-rate against JPEG by {m}, 2 pictures" for m in ("PSNR", "MS-SSIM")]
     assert (tmp_path / "out/psnr.svg").read_text().startswith("<svg")
     assert "| PolyDiT" in (tmp_path / "out/points.md").read_text()
     code, said = run("bench", *words)
