@@ -26,6 +26,8 @@ SYSTEMS: dict[str, str] = {
     "diffews": ".diffews_unet",
     "dit_ic": ".official_dit_ic",
     "dit_3d": ".official_dit_3d",
+    "eraserdit": ".official_eraserdit",
+    "gencompositor": "..conditioning.official_gencompositor",
     "direct3d": ".official_direct3d",
 }
 

@@ -23,8 +23,13 @@ class PretrainedCogVideoX(PretrainedTransformer):
     stretches so that any size covers the height and width of its training and 1.5 counts from 0. 1.5 takes two frames
     into a token, so T must be even. The timestep is an index 0 .. 999, the answer is v. Padding of the text is not
     masked.
+
+    Attributes:
+        base_grid: (rows, columns) of tokens that the rotary positions of 5B are stretched to; None is that of the
+            configuration.
     """
 
+    base_grid: tuple[int, int] | None = None
     video = True
     hidden_output = 0
     text_order = "before"
@@ -70,6 +75,13 @@ class PretrainedCogVideoX(PretrainedTransformer):
         learned = self.transformer.patch_embed.use_learned_positional_embeddings
         return TextInputs(width=self.config.text_embed_dim, length=length, exact_length=table or learned)
 
+    @property
+    def trained_grid(self) -> tuple[int, int]:
+        """Tokens along height and width that the positions are counted on."""
+        config = self.config
+        own = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+        return self.base_grid or own
+
     def rotary(
         self, grid: tuple[int, ...], position_ids: Tensor | None, device: torch.device
     ) -> tuple[Tensor, Tensor] | None:
@@ -77,7 +89,7 @@ class PretrainedCogVideoX(PretrainedTransformer):
         config = self.config
         if not config.use_rotary_positional_embeddings:
             return None
-        trained = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+        trained = self.trained_grid
         if position_ids is not None:
             return self._rotary_at(position_ids[:, 1:].to(device), grid, trained)
         if config.patch_size_t is not None:

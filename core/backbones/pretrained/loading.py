@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "WanTransformer3DModel": (".wan", "PretrainedWan"),
     "CogVideoXTransformer3DModel": (".cogvideox", "PretrainedCogVideoX"),
     "QwenImageTransformer2DModel": (".qwen_image", "PretrainedQwenImage"),
+    "CompositingTransformer": (".compositing", "PretrainedCompositing"),
 }
 """Class, diffusers' unless it is ours -> module of this package, class of the adapter in it."""
 
@@ -125,6 +126,10 @@ def model_class(name: str, place: str = "transformer") -> Any:
         from ..dit4sr_sd3 import DiT4SR
 
         return DiT4SR
+    if name == "CompositingTransformer":
+        from ..compositing import CompositingTransformer
+
+        return CompositingTransformer
     import diffusers
 
     return getattr(diffusers, name)
