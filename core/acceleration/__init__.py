@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from .adaspa import AdaSpa
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
+from .classifier_guidance import ClassifierGuidance
 from .deepcache import DeepCache
 from .delta_dit import BlockSpan, DeltaDiT
 from .first_block import FirstBlock
+from .guided_distillation import GuidedDistillation
 from .handle import Handle, accelerate
 from .inner_loop import Feedback, InnerLoop, InnerLoopTraining
 from .mag_cache import MagCache, magnitude_ratios
+from .mmd_finetuning import MMDFinetuning
 from .plan import Plan
 from .policy import Replay
 from .redundancy import Redundancy, study
@@ -31,14 +34,17 @@ __all__ = [
     "AdaSpa",
     "AdversarialDistillation",
     "BlockSpan",
+    "ClassifierGuidance",
     "DeepCache",
     "DeltaDiT",
     "FeatureDiscriminator",
     "Feedback",
     "FirstBlock",
+    "GuidedDistillation",
     "Handle",
     "InnerLoop",
     "InnerLoopTraining",
+    "MMDFinetuning",
     "MagCache",
     "Plan",
     "Redundancy",

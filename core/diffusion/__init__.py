@@ -8,6 +8,7 @@ means; an :class:`Objective` is one that can also train; :func:`sample`, :func:`
 from .ddim import ddim, ddim_step, index_times
 from .guidance import Guidance, guide
 from .objective import Objective, ObjectiveOutput
+from .ode import Solution, solve
 from .parameterization import Denoise, Parameterization, TimeConvention, preset
 from .paths import (
     DiscretePath,
@@ -43,6 +44,7 @@ __all__ = [
     "Parameterization",
     "Path",
     "Shifted",
+    "Solution",
     "Step",
     "Terminal",
     "TimeConvention",
@@ -62,6 +64,7 @@ __all__ = [
     "respace",
     "sample",
     "shift_time",
+    "solve",
     "time_grid",
     "unshift_time",
     "with_scheduler",

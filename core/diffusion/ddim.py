@@ -25,15 +25,19 @@ def index_times(indices: Sequence[int], total: int = 1000) -> list[float]:
 
 
 def ddim_step(
-    parameterization: Parameterization, raw: Tensor, x_t: Tensor, t: float, t_next: float
+    parameterization: Parameterization, raw: Tensor, x_t: Tensor, t: float | Tensor, t_next: float | Tensor
 ) -> Tensor:
-    """The state at ``t_next`` from the network's raw answer at ``t``, without noise of its own."""
+    """The state at ``t_next`` from the network's raw answer at ``t``, without noise of its own.
+
+    Times are one for all samples, or (B,).
+    """
     precision = torch.promote_types(x_t.dtype, torch.float32)
     now, then = (
-        torch.full((x_t.shape[0],), value, dtype=precision, device=x_t.device) for value in (t, t_next)
+        torch.as_tensor(value, dtype=precision, device=x_t.device).expand(x_t.shape[0])
+        for value in (t, t_next)
     )
     x0 = parameterization.read(raw, x_t, now, "x0")
-    if t_next == 0:
+    if not isinstance(t_next, Tensor) and t_next == 0:
         return x0.to(x_t.dtype)
     noise = parameterization.read(raw, x_t, now, "epsilon")
     return parameterization.path.add_noise(x0, noise, then).to(x_t.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -9,28 +11,50 @@ from torchmetrics.utilities import dim_zero_cat
 
 from .frechet import Features, extract
 
-__all__ = ["KernelDistance", "kernel_distance"]
+__all__ = ["Kernel", "KernelDistance", "gaussian_kernel", "kernel_distance", "polynomial_kernel"]
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Of samples (M, D) and (N, D): (M, N)."""
+
+
+def polynomial_kernel(degree: int = 3, gamma: float | None = None) -> Kernel:
+    """``(gamma x.y + 1) ** degree``; gamma is 1 / D unless given."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        products = a @ b.T
+        return ((products / a.shape[1] if gamma is None else gamma * products) + 1) ** degree
+
+    return kernel
+
+
+def gaussian_kernel(gamma: float | None = None) -> Kernel:
+    """``exp(-gamma |x - y|^2)``; gamma is 1 / D unless given."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        return torch.exp(-(1 / a.shape[1] if gamma is None else gamma) * squares)
+
+    return kernel
+
+
+def kernel_distance(a: Tensor, b: Tensor, kernel: Kernel | None = None) -> Tensor:
     """Return the unbiased squared maximum mean discrepancy of two samples, a float64 scalar.
 
-    With the polynomial kernel (x.y / D + 1)^3 of "Demystifying MMD GANs" (arXiv 1801.01401). Unbiased: its
-    mean is 0 for samples of one distribution, so single values may be negative.
+    With the polynomial kernel (x.y / D + 1)^3 of "Demystifying MMD GANs" (arXiv 1801.01401) unless another is given.
+    Unbiased: its mean is 0 for samples of one distribution, so single values may be negative. Differentiable.
 
     Args:
         a: (M, D) features, M of 2 or more.
         b: (N, D) features, N of 2 or more.
+        kernel: of the samples.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"kernel distance: needs (M, D) and (N, D), not {shapes}")
     a, b = a.double(), b.double()
-    return _mean_off_diagonal(_kernel(a, a)) + _mean_off_diagonal(_kernel(b, b)) - 2 * _kernel(a, b).mean()
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    k = kernel or polynomial_kernel()
+    return _mean_off_diagonal(k(a, a)) + _mean_off_diagonal(k(b, b)) - 2 * k(a, b).mean()
 
 
 def _mean_off_diagonal(square: Tensor) -> Tensor:
