@@ -10,18 +10,13 @@ from pathlib import Path
 
 from .errors import PolyditError
 
-__all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs", "kind_of"]
+__all__ = ["SUFFIXES", "Inputs", "count_suffixes", "find_inputs"]
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
 }
 """Endings of the files that are taken from a folder or a pattern, by kind."""
-
-
-def kind_of(file: Path) -> str | None:
-    """``"image"`` or ``"video"`` by a file's ending, or None."""
-    return next((kind for kind, suffixes in SUFFIXES.items() if file.suffix.lower() in suffixes), None)
 
 
 @dataclass

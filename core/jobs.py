@@ -58,7 +58,9 @@ def find_jobs(task: TaskSpec, options: argparse.Namespace) -> Jobs:
     subject: str | None = getattr(options, subject_dest(task), None) if task.subject else None
     if subject is not None:
         if options.input:
-            raise PolyditError(f"{task.subject} {subject}: makes it from nothing; leave out {task.input_flag}")
+            raise PolyditError(
+                f"{task.subject} {subject}: makes it from nothing; leave out {task.input_flag}"
+            )
         if not subject.strip() or "/" in subject or subject.startswith("."):
             raise PolyditError(f"{task.subject} {subject!r}: give a name")
         return Jobs([Job(Path(subject), options)])

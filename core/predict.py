@@ -20,7 +20,7 @@ from .commands.failures import explain, is_disk_full
 from .commands.parser import Parser, add_options
 from .devices import check_device_name
 from .errors import PolyditError
-from .inputs import count_suffixes, kind_of
+from .inputs import count_suffixes
 from .jobs import Job, Jobs, find_jobs, subject_dest
 from .open_pipeline import CACHES, check_cache_name, choose_weights, open_pipeline
 from .results import RESULTS, earlier_record, earlier_records, existing_results, report
@@ -122,10 +122,7 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
             raise PolyditError(
                 f"--output {options.output}: is the folder of {job.source.name}; choose another folder"
             )
-    system = getattr(options, "system", None)
-    if options.weights is None and system is None and not from_nothing:
-        system = task.system_for(kind_of(found.jobs[0].source))
-    weights = choose_weights(task, options.weights, system)
+    weights = choose_weights(task, options.weights, getattr(options, "system", None))
     kept = {}
     if not options.overwrite:
         kept = {job: existing_results(task, job.source, job.options) for job in found.jobs}

@@ -78,7 +78,6 @@ class System:
         weights: folder, relative to the task's distribution root, of its weights where some came with the task.
         pipeline: import path of its own pipeline class, where it is another than the task's.
         opens: names of diffusers' own pipeline classes whose folders that class opens as they are.
-        takes: the kind of input, of the task's ``input_kinds``, that by itself chooses this system's weights.
     """
 
     name: str
@@ -89,7 +88,6 @@ class System:
     weights: str | None = None
     pipeline: str | None = None
     opens: tuple[str, ...] = ()
-    takes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,13 +197,6 @@ class TaskSpec:
                 f"{', '.join(weights) or 'none'}, or give a folder with --weights"
             )
         return self.root() / weights[system]
-
-    def system_for(self, kind: str | None) -> str | None:
-        """The system whose weights a kind of input chooses, if it has some; None is the default one."""
-        for entry in self.systems:
-            if kind is not None and entry.takes == kind and entry.weights:
-                return entry.name
-        return None
 
     def weights_at_hand(self) -> list[Path]:
         """Folders of saved pipelines that came with the task."""

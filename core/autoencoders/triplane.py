@@ -213,12 +213,14 @@ class TriplaneVAE(ModelMixin, ConfigMixin):
         mid_attention: whether the decoder attends at its lowest level.
         head_layers: linear layers of the head.
         head_width: their width.
-        scaling_factor: latents that a diffusion model sees are (z - shift) times it.
+        scaling_factor: latents that a diffusion model sees are (z - shift) times it; where ``scaling``, kept with the
+            weights, starts. Training sets it by the latents that it sees.
         shift_factor: see there.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["PointBlock", "UpDecoderBlock2D"]
+    scaling: Tensor
 
     @register_to_config
     def __init__(
@@ -249,6 +251,7 @@ class TriplaneVAE(ModelMixin, ConfigMixin):
             width, plane_channels, block_out_channels, decoder_layers, norm_groups, mid_attention
         )
         self.head = OccupancyHead(3 * plane_channels, head_width, head_layers)
+        self.register_buffer("scaling", torch.tensor([scaling_factor, shift_factor]))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -275,11 +278,13 @@ class TriplaneVAE(ModelMixin, ConfigMixin):
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             mean = mean + (0.5 * log_variance).exp() * noise
-        return (mean - self.config.shift_factor) * self.config.scaling_factor
+        scale, shift = self.scaling.to(mean).unbind()
+        return (mean - shift) * scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Planes (B, 3, C, R, R) of a latent as :meth:`encode` gives it."""
-        return self.planes(latents / self.config.scaling_factor + self.config.shift_factor)
+        scale, shift = self.scaling.to(latents).unbind()
+        return self.planes(latents / scale + shift)
 
     def planes(self, z: Tensor) -> Tensor:
         """Planes (B, 3, C, R, R) of a latent as :meth:`moments` describes it."""

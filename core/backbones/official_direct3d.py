@@ -70,6 +70,7 @@ def direct3d_to_official(model: nn.Module) -> dict[str, Tensor]:
     """The inverse of :func:`direct3d_from_official`."""
     state = dict(model.state_dict())
     if not isinstance(model, D3DDiT):
+        state.pop("scaling", None)
         return _renamed(state, [(_plain(ours), _plain(theirs)) for theirs, ours in VAE_NAMES])
     back = {}
     for name, value in state.items():
@@ -101,7 +102,7 @@ def _vae(state_dict: dict[str, Tensor], config: dict[str, Any]) -> nn.Module:
             f"direct3d has no argument {unknown[0]!r}; its arguments are {', '.join(VAE_ARGUMENTS)}"
         )
     model = TriplaneVAE(**{VAE_ARGUMENTS[name]: value for name, value in config.items()})
-    return load_matching(model, _renamed(state_dict, VAE_NAMES), "direct3d")
+    return load_matching(model, {**_renamed(state_dict, VAE_NAMES), "scaling": model.scaling}, "direct3d")
 
 
 def _dit(state_dict: dict[str, Tensor], config: dict[str, Any]) -> nn.Module:

@@ -63,14 +63,12 @@ def solid_of(mesh: Mesh, resolution: int = 96, seed: int = 0) -> Solid:
         resolution: cells per axis.
         seed: of the points that stand for the surface.
     """
-    from scipy.ndimage import label, minimum_filter
-
     generator = np.random.default_rng(seed)
     return _enclosed(_dense(mesh, 2 / resolution, generator), resolution, SHELL * 2 / resolution, generator)
 
 
 def solid_of_points(points: Array, resolution: int = 96, seed: int = 0) -> Solid:
-    """What a cloud (N, 3) in [-0.95, 0.95]^3 encloses: as :func:`solid_of`, with a shell as wide as its points are apart.
+    """What a cloud (N, 3) in [-0.95, 0.95]^3 encloses: :func:`solid_of` with a shell as wide as points are apart.
 
     The shell's half width is 1.3 times the distance to the third nearest neighbour that nine points in ten keep.
     """

@@ -18,6 +18,7 @@ from ...core.geometry.turntable import View, render_mesh, render_points
 from ...core.geometry.writing import height_colours, mesh_bytes, points_bytes
 from ...core.media import OutputWriter
 from .cloud_pipeline import PointCloudPipeline
+from .triplane_pipeline import TriplanePipeline
 
 __all__ = ["check_resolution", "predict_one", "sheet", "write_shape"]
 
@@ -39,9 +40,13 @@ def check_resolution(resolution: int) -> None:
 
 
 def predict_one(
-    pipe: Any, source: Path, writer: OutputWriter, options: Namespace, generator: torch.Generator
+    pipe: PointCloudPipeline | TriplanePipeline,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
 ) -> dict[str, Any]:
-    """Make shapes of a category (``<category>_00.ply`` and ``.glb``, ...), or one from a picture, and a sheet of pictures.
+    """Make shapes of a category (``<category>_00.ply`` and ``.glb``, ...) or one from a picture, and a sheet of views.
 
     Returns:
         A JSON-ready record: files, sizes, what the meshes are like.
@@ -73,6 +78,46 @@ def predict_one(
         meshes = [cloud_mesh(cloud, options.resolution) if options.mesh else None for cloud in made.points]
         return write_all(writer, source.name, made.points, meshes, options)
     return predict_triplane(pipe, source, writer, options, generator, progress)
+
+
+def predict_triplane(
+    pipe: TriplanePipeline,
+    source: Path,
+    writer: OutputWriter,
+    options: Namespace,
+    generator: torch.Generator,
+    progress: Any,
+) -> dict[str, Any]:
+    """Meshes by Direct3D, and points on them.
+
+    Raises:
+        PolyditError: nothing solid came out.
+    """
+    from_picture = options.category is None
+    made = pipe(
+        image=source if from_picture else None,
+        category=options.category,
+        num=1 if from_picture else options.num,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        generator=generator,
+        resolution=options.resolution,
+        level=options.level,
+        progress=progress,
+    )
+    hollow = [number for number, mesh in enumerate(made.meshes) if mesh.is_empty]
+    if hollow:
+        raise PolyditError(
+            f"{source}: {len(hollow)} of {len(made.meshes)} shapes have no surface; lower --level, or change --seed"
+        )
+    draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+    clouds = [mesh.sample(options.points, draw)[0] for mesh in made.meshes]
+    meshes = [mesh if options.mesh else None for mesh in made.meshes]
+    if not from_picture:
+        return write_all(writer, source.name, clouds, meshes, options)
+    files, told = write_shape(writer, source.stem, clouds[0], meshes[0], options.format)
+    picture = sheet([made.meshes[0]], options.views)
+    return {"files": [*files, writer.image(f"{source.stem}_sheet.png", picture).name], "shapes": [told]}
 
 
 def cloud_mesh(points: NDArray[Any], resolution: int) -> Mesh:
@@ -112,7 +157,8 @@ def write_shape(
     name = f"{stem}_points.ply" if kind == "ply" and mesh is not None else f"{stem}.ply"
     with writer.open(name) as file:
         file.write(points_bytes(cloud))
-    files, told = [name], {"points": len(cloud)}
+    files = [name]
+    told: dict[str, Any] = {"points": len(cloud)}
     if mesh is not None:
         with writer.open(f"{stem}.{kind}") as file:
             file.write(mesh_bytes(mesh.painted(height_colours(mesh.vertices)), kind))
@@ -141,10 +187,3 @@ def sheet(shapes: list[Mesh | NDArray[Any]], views: int) -> Image.Image:
             cell = Image.fromarray(pixels)
             picture.paste(cell, (column * size, row * size), cell)
     return picture
-
-
-def predict_triplane(*arguments: Any) -> dict[str, Any]:
-    raise NotImplementedError
-
-
-_ = np

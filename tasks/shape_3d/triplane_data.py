@@ -1,0 +1,205 @@
+"""Solids for Direct3D: surface points with normals, signed distances, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...core.errors import PolyditError
+from ...core.training.resume import resumable_loader
+from .pictures import prepare_picture
+from .pool import Entry, PoolOptions, build_pool
+from .shapes import LAYOUTS, Shape, find_shapes, procedural_shapes
+
+__all__ = ["SolidData", "SolidSet"]
+
+
+class SolidSet(Dataset[dict[str, Tensor]]):
+    """Entries of a pool by category, each category equally often; a sample's draws depend on its number.
+
+    Args:
+        entries: shapes that were worked out.
+        categories: of each.
+        known: all categories; the label is the place in it.
+        points: of the surface in a sample.
+        queries: of the distances in a sample; half anywhere, half near the surface.
+        length: samples in an epoch; 0 gives each shape once.
+        meshes: how many of the first entries are of meshes rather than procedural.
+        share: how often a sample of a category is one of those, where it has both.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        categories: Sequence[str],
+        known: Sequence[str],
+        points: int,
+        queries: int,
+        length: int = 0,
+        meshes: int = 0,
+        share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        self.entries, self.categories, self.known = list(entries), list(categories), list(known)
+        self.points, self.queries, self.length = points, queries, length
+        self.share, self.seed = share, seed
+        own = [[i for i, c in enumerate(self.categories) if c == name] for name in known]
+        self.of_category = [([i for i in m if i < meshes], [i for i in m if i >= meshes]) for m in own]
+        self.present = [number for number, members in enumerate(own) if members]
+
+    def __len__(self) -> int:
+        return self.length or len(self.entries)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([self.seed, number])
+        if self.length:
+            label = self.present[number % len(self.present)]
+            solid, drawn = self.of_category[label]
+            from_mesh = not drawn or (bool(solid) and generator.random() < self.share)
+            index = int(generator.choice(solid if from_mesh else drawn))
+        else:
+            index, label = number, self.known.index(self.categories[number])
+        entry = self.entries[index]
+        cloud = generator.permutation(len(entry.points))[: self.points]
+        half = len(entry.queries) // 2
+        asked = np.concatenate(
+            [
+                generator.permutation(half)[: self.queries // 2],
+                half + generator.permutation(len(entry.queries) - half)[: self.queries - self.queries // 2],
+            ]
+        )
+        sample: dict[str, Any] = {
+            "points": entry.points[cloud],
+            "normals": entry.normals[cloud],
+            "queries": entry.queries[asked],
+            "distances": entry.distances[asked],
+        }
+        found = {name: torch.from_numpy(value.astype(np.float32)) for name, value in sample.items()}
+        if len(entry.pictures):
+            view = int(generator.integers(len(entry.pictures))) if self.length else 0
+            found["picture"] = prepare_picture(entry.pictures[view], entry.pictures.shape[1])
+        found["label"] = torch.tensor(label)
+        return found
+
+
+class SolidData(LightningDataModule):
+    """Solids for training, and held-out ones of the same categories.
+
+    Args:
+        path: folder of the data; ``procedural`` needs none.
+        layout: ``procedural``; or ``corpus``, ``meshes``, ``shapenet`` or ``objaverse`` (see :mod:`.shapes`), with
+            procedural shapes beside them.
+        categories: to train; the label is the place in this list.
+        procedural: shapes of each procedural family; 0 is none.
+        share: how often a sample of a category is a mesh rather than procedural, where there are both.
+        points: of the surface in a sample.
+        queries: where occupancy is asked in a sample.
+        near: standard deviation of the distance of the nearer half of them from the surface.
+        views: pictures of each shape; 0 for training the autoencoder.
+        size: their side.
+        batch_size: shapes in a step.
+        samples_per_epoch: length of an epoch.
+        held_out: procedural shapes of each family for validation.
+        cache: folder for what is worked out of shapes; None works it out in each run.
+        num_workers: processes that prepare samples.
+        seed: of all draws.
+
+    Raises:
+        PolyditError: an option is unknown.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/corpus",
+        layout: str = "procedural",
+        categories: list[str] = ["chair", "table", "lamp", "plane"],  # noqa: B006 - read only
+        procedural: int = 1000,
+        share: float = 0.3,
+        points: int = 2048,
+        queries: int = 4096,
+        near: float = 0.04,
+        views: int = 0,
+        size: int = 64,
+        batch_size: int = 8,
+        samples_per_epoch: int = 1_000_000,
+        held_out: int = 8,
+        cache: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if layout not in (*LAYOUTS, "procedural"):
+            raise PolyditError(
+                f"--data.layout {layout}: is unknown; choose from procedural, {', '.join(LAYOUTS)}"
+            )
+        self.path, self.layout, self.categories = path, layout, list(categories)
+        self.procedural, self.share, self.held_out = procedural, share, held_out
+        self.points, self.queries = points, queries
+        self.options = PoolOptions(max(2 * points, 1024), 2 * queries, near, views, size)
+        self.batch_size, self.samples_per_epoch = batch_size, samples_per_epoch
+        self.cache, self.num_workers, self.seed = cache, num_workers, seed
+        self.train_set: SolidSet | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read or make the shapes, once.
+
+        Raises:
+            PolyditError: a folder is missing, or holds nothing that can be used.
+        """
+        if self.train_set is not None:
+            return
+        entries, names, meshes = self._entries("train")
+        if missing := [c for c in self.categories if c not in names]:
+            raise PolyditError(
+                f"--data.categories: there is no shape of {missing[0]} to train on; leave it out"
+            )
+        held, of, _ = self._entries("val")
+        sizes = (self.points, self.queries)
+        self.train_set = SolidSet(
+            entries, names, self.categories, *sizes, self.samples_per_epoch, meshes, self.share, self.seed
+        )
+        self.val_set = SolidSet(held or entries[:4], of or names[:4], self.categories, *sizes)
+
+    def _entries(self, split: str) -> tuple[list[Entry], list[str], int]:
+        root = Path(self.path).expanduser()
+        count = self.procedural if split == "train" else self.held_out * (self.procedural > 0)
+        families = procedural_shapes(self.categories, count, held_out=split != "train")
+        solids: list[Shape] = []
+        if self.layout != "procedural":
+            solids = find_shapes(self.layout, root, split, self.categories)
+        entries: list[Entry] = []
+        names: list[str] = []
+        for shapes in (solids, families):
+            if shapes:
+                made, of = build_pool(shapes, self.options, self.cache)
+                entries += made
+                names += of
+        return entries, names, len(entries) - len(families)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Samples whose draws depend on their number and the seed only."""
+        assert self.train_set is not None
+        return resumable_loader(
+            self.train_set,
+            self.trainer,
+            self.batch_size,
+            shuffle=False,
+            seed=self.seed,
+            numbered=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The held-out shapes."""
+        return DataLoader(self.val_set, batch_size=self.batch_size)
+
+    test_dataloader = val_dataloader
