@@ -22,7 +22,15 @@ from ...core.data.video import FolderReader, VideoReader, is_video
 from ...core.errors import PolyditError
 from .tracking import Box, track
 
-__all__ = ["MaskReport", "more_than_frames", "open_masks", "read_mask", "united", "watched"]
+__all__ = [
+    "MaskReport",
+    "more_than_frames",
+    "open_masks",
+    "read_frames_mask",
+    "read_mask",
+    "united",
+    "watched",
+]
 
 Mask = NDArray[np.bool_]
 Item = TypeVar("Item")
@@ -85,6 +93,13 @@ def open_masks(
     if is_video(mask) or mask.suffix.lower() == ".gif":
         return _video(mask, video, size, frames)
     return _still(read_mask(mask), mask, video, size)
+
+
+def read_frames_mask(
+    mask: Path | None, video: Path, size: tuple[int, int], frames: int
+) -> Iterator[Mask] | None:
+    """The masks of a foreground, or None where there are none."""
+    return None if mask is None else open_masks(mask, None, video, size, frames, MaskReport())
 
 
 def watched(masks: Iterable[Mask], report: MaskReport, inverted: bool) -> Iterator[Mask]:

@@ -122,8 +122,8 @@ class VideoInpaintingPipeline(DiffusionPipeline):
             generator: source of the noise.
             windows: ``hand-over``: each window of ``formulation.frames`` begins with the last results of the one
                 before, as known (the released code). ``circular``: clips of up to ``clip`` frames are mirrored into a
-                ring that is cut elsewhere at every step (the paper's Algorithm 1). ``averaged``: overlapping windows of such
-                clips are averaged at every step.
+                ring that is cut elsewhere at every step (the paper's Algorithm 1). ``averaged``: overlapping windows of
+                such clips are averaged at every step.
             clip: frames of the clips of ``circular`` and ``averaged``; longer videos hand over between them.
             feather: pixels over which results fade in, inside the mask.
             adain: give the result the mean and spread of the colours of what is given, channel by channel.
