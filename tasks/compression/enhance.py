@@ -22,16 +22,17 @@ from .uncertainty import Uncertainty
 
 __all__ = ["CHANNELS", "Enhancer", "open_enhancer", "reconstruct", "velocity"]
 
-CHANNELS = 4
-"""The transformer sees the picture and how sure it can be of it."""
+CHANNELS = 7
+"""The transformer sees the picture, its detail in units of the deviation to expect, and that deviation."""
 SMALLEST = 1e-3
+BLUR = 5
 
 
 def velocity(network: nn.Module, pictures: Tensor, deviation: Tensor, quality: Tensor) -> Tensor:
     """What has to be taken away from decoded pictures.
 
     Args:
-        network: a ``DiT`` of 4 channels in and 3 out; it is told the quality as its timestep, 0 (best) to 1000.
+        network: a ``DiT`` of 7 channels in and 3 out; it is told the quality as its timestep, 0 (best) to 1000.
         pictures: decoded, (B, 3, H, W) in [-1, 1].
         deviation: to expect, (B, 1, H / 8, W / 8).
         quality: indices, (B,).
@@ -40,8 +41,10 @@ def velocity(network: nn.Module, pictures: Tensor, deviation: Tensor, quality: T
         The network's answer in units of the deviation, (B, 3, H, W): 0 of a new network.
     """
     wide = F.interpolate(deviation, scale_factor=SIZE, mode="bilinear", align_corners=False)
-    # Half a decade is a unit.
-    seen = torch.cat([pictures, 2 * torch.log10(wide.clamp(min=SMALLEST)) + 3], dim=1)
+    around = F.pad(pictures, (BLUR // 2,) * 4, mode="replicate")
+    detail = (pictures - F.avg_pool2d(around, BLUR, 1)) / wide.clamp(min=SMALLEST)
+    # Half a decade of the deviation is a unit.
+    seen = torch.cat([pictures, detail.clamp(-8, 8), 2 * torch.log10(wide.clamp(min=SMALLEST)) + 3], dim=1)
     timestep = 1000 * (1 - quality.float() / LAST_QUALITY)
     return wide * network(seen.to(_dtype(network)), timestep).sample.float()
 

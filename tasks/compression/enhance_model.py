@@ -35,7 +35,7 @@ class PictureEnhancement(DiffusionModule):
     expect. The codec is frozen, so its files stay what they are. A new network changes nothing.
 
     Args:
-        backbone: a ``DiT`` of 4 channels in and 3 out.
+        backbone: a ``DiT`` of 7 channels in and 3 out.
         codec: folder of the codec's pipeline.
         best_quality: qualities from 1 to this are trained.
         texture_weight: of :func:`texture_loss`.

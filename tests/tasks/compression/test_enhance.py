@@ -26,7 +26,7 @@ from polydit.tasks.compression.uncertainty import Uncertainty
 def small_dit(seed=0, answer=0.0):
     torch.manual_seed(seed)
     network = DiT(
-        input_size=64, patch_size=8, in_channels=4, out_channels=3, hidden_size=32, depth=2, num_heads=2,
+        input_size=64, patch_size=8, in_channels=7, out_channels=3, hidden_size=32, depth=2, num_heads=2,
         norm="none", position="rope", modulation="adaln_single", window_size=4, gate_init=0.5,
     ).eval()  # fmt: skip
     torch.nn.init.normal_(network.final_layer.linear.weight, std=answer) if answer else None
@@ -220,7 +220,7 @@ def test_the_pipeline_of_a_run_holds_codec_and_enhancer(run, weights):
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path):
-    with pytest.raises(PolyditError, match=r"--model\.backbone: must be a DiT with in_channels 4"):
+    with pytest.raises(PolyditError, match=r"--model\.backbone: must be a DiT with in_channels 7"):
         PictureEnhancement(DiT(input_size=8, patch_size=2, hidden_size=16, depth=1, num_heads=1), str(folder))
     with pytest.raises(PolyditError, match=r"--model\.codec .*: holds no codec"):
         PictureEnhancement(small_dit(), str(tmp_path))
