@@ -343,7 +343,9 @@ def test_guidance_reaches_the_class(classifier, prediction):
     plain, before = accuracy(ClassifierGuidance(smoothed, parameterization, weight=0.0))
     with torch.no_grad():
         assert torch.equal(plain, ddim(denoise, noise, parameterization, times))
-    _, after = accuracy(ClassifierGuidance(smoothed, parameterization, weight=0.3))
+    # Relative to the clean data as predicted, which the variance-preserving path makes small at first.
+    weight = 1.0 if prediction == "epsilon" else 0.3
+    _, after = accuracy(ClassifierGuidance(smoothed, parameterization, weight))
     assert before < 0.5
     assert after > 0.9
     with pytest.raises(PolyditError, match="use a sampler of the project"):
