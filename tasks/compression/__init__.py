@@ -52,7 +52,10 @@ CODING_OPTIONS = (
     Option("--overwrite", "bool", False, "replace the file if it is there already"),
 )
 BENCH_OPTIONS = (
-    Option("--input", "path", None, "folder of pictures: Kodak, DIV2K, CLIC, or any", metavar="DIR"),
+    Option(
+        "--input", "path", None, "folder of pictures (Kodak, DIV2K, CLIC, or any) or of videos", metavar="DIR"
+    ),
+    Option("--frames", "int", 50, "of each video, so many from its beginning", minimum=2),
     Option("--limit-side", "int", None, "reduce larger pictures to this longer side first", minimum=16),
     Option(
         "--qualities",
@@ -99,6 +102,14 @@ TASK = TaskSpec(
             note="CPU default for videos",
             weights="demos/weights/compression_video",
             pipeline=f"{_HERE}.video.pipeline:VideoCompressionPipeline",
+        ),
+        System(
+            name="GNVC-VD",
+            title="Generative Neural Video Compression via Video Diffusion Prior",
+            arxiv=None,
+            config="gnvc_vd.yaml",
+            note="on Wan 2.1, whose folder you have",
+            pipeline=f"{_HERE}.video.gnvc.pipeline:GNVCPipeline",
         ),
         System(
             name="DiT-IC",

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...core.data.video import is_video
 from ...core.devices import check_device_name
 from ...core.errors import PolyditError
 from ...core.media.writer import OutputWriter
@@ -51,6 +52,11 @@ def run(options: Namespace) -> int:
         )
     if any(not 1 <= quality <= 9 for quality in options.qualities) or len(set(options.qualities)) < 4:
         raise PolyditError("--qualities: give at least four different ones from 1 to 9")
+    if videos := _videos_in(Path(options.input)):
+        from .video.bench import run_videos
+        from .video.small_system import open_chosen as open_small
+
+        return run_videos(videos, open_small(options), options)
     writer = None
     if options.output is not None:
         writer = OutputWriter(options.output, overwrite=options.overwrite)
@@ -85,6 +91,12 @@ def run(options: Namespace) -> int:
             writer.text(f"{metric.lower().replace('-', '_')}.svg", plot(result, metric, 1.2 * options.high))
         sys.stderr.write(f"wrote {writer.output_dir}\n")
     return 0
+
+
+def _videos_in(path: Path) -> list[Path]:
+    """The videos of a folder, or the one that was given."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if is_video(file) and file.is_file()]
 
 
 def bench(

@@ -89,6 +89,13 @@ class LatentVideoCodec(nn.Module):
                 part.freeze()
         return self
 
+    def thaw(self) -> LatentVideoCodec:
+        """Turn the integers into weights that can be trained."""
+        for part in self.modules():
+            if isinstance(part, (IntegerConv, ProbabilityTables)):
+                part.thaw()
+        return self
+
     def take_pictures_from(self, codec: LatentCodec) -> None:
         """Use the weights of a picture codec for first frames; both hold weights, or both integers."""
         mine = self.intra.state_dict()

@@ -23,6 +23,9 @@ from .video_codec import VideoCodec
 
 __all__ = ["VideoCompression"]
 
+TYPICAL = 90
+"""Quality index at which residuals are looked at before training."""
+
 
 class VideoCompression(DiffusionModule):
     """Rate and distortion of what prediction leaves; nothing is diffused.
@@ -36,7 +39,8 @@ class VideoCompression(DiffusionModule):
             it the context models of first frames are trained along.
         balance: squared error, in squared steps, that a bit per pixel is worth.
         thrift: the same for the rounding of each coefficient; see `Rounding`.
-        **kwargs: of :class:`DiffusionModule`; ``objective`` and ``autoencoder`` have no part here.
+        **kwargs: of :class:`DiffusionModule`; ``objective`` and ``autoencoder`` have no part here. ``init_weights`` may
+            also be a pipeline of this codec, whose integers become weights again.
 
     Raises:
         PolyditError: the backbone is another one.
@@ -60,7 +64,13 @@ class VideoCompression(DiffusionModule):
             raise PolyditError(
                 f"--model.balance {balance}, --model.thrift {thrift}: must be above 0, and 0 or more"
             )
+        source = kwargs.get("init_weights")
+        saved = None if source is None else _saved_codec(source)
+        if saved is not None:
+            kwargs["init_weights"] = None
+            backbone.load_state_dict(saved.thaw().state_dict())
         super().__init__(backbone, **kwargs)
+        self.init_weights = source
         self.pictures_folder, self.balance, self.thrift = pictures, balance, thrift
         if pictures is not None:
             from ..picture_codec import PictureCodec
@@ -84,10 +94,15 @@ class VideoCompression(DiffusionModule):
         if stage == "fit" and self.trainer.ckpt_path is None and self.init_weights is None:
             samples = self.trainer.datamodule.train_set
             first = torch.stack([samples[number]["frames"] for number in range(8)]).float()
-            if self.pictures_folder is None:
-                self.backbone.intra.start_from(first[:, 0] / 127.5 - 1)
-            left = (first[:, 1:] - first[:, :-1]).flatten(0, 1) * 0.3
-            self.backbone.inter.start_from(*self.backbone.analyse(left, 0))
+            self.start_from(first)
+
+    def start_from(self, clips: Tensor) -> None:
+        """Begin with the statistics of clips (B, T, 3, H, W), levels 0..255."""
+        codec: VideoCodec = self.backbone
+        if self.pictures_folder is None:
+            codec.intra.start_from(clips[:, 0] / 127.5 - 1)
+        _, left = self.simulate(clips, TYPICAL, codec.index_of_predicted(TYPICAL))
+        codec.inter.start_from(*codec.analyse(left, 0))
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The clips (B, T, 3, H, W) uint8."""
@@ -170,6 +185,14 @@ class VideoCompression(DiffusionModule):
         from .pipeline import VideoCompressionPipeline
 
         return VideoCompressionPipeline(self.backbone.frozen_copy())
+
+
+def _saved_codec(source: str | Path) -> VideoCodec | None:
+    """The codec of a pipeline's folder, or None where the source is something else."""
+    place = Path(source).expanduser() / "codec"
+    if (place / "config.json").is_file():
+        return VideoCodec.from_pretrained(str(place), local_files_only=True)
+    return None
 
 
 def _dead(values: Tensor) -> Tensor:

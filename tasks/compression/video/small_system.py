@@ -16,7 +16,7 @@ from .groups import Coder
 from .latent_video import LatentVideoCodec
 from .video_io import VideoSystem, decode_video, encode_video
 
-__all__ = ["decode_file", "encode_file", "open_small"]
+__all__ = ["decode_file", "encode_file", "open_chosen", "open_small"]
 
 NUMBER = next(number for number, codec in CODECS.items() if codec.system == "small-video")
 
@@ -46,7 +46,7 @@ def open_small(folder: str | Path, name: str | Path = "file") -> VideoSystem:
 
 def encode_file(source: Path, output: OutputWriter, name: str, options: Namespace) -> dict[str, Any]:
     """Code a video; see `..systems`."""
-    system = open_small(_folder(options))
+    system = open_chosen(options)
     return encode_video(system, source, output, name, quality_index(options.quality), options)
 
 
@@ -54,9 +54,10 @@ def decode_file(
     source: Path, content: Container, output: OutputWriter, name: str, options: Namespace
 ) -> dict[str, Any]:
     """Decode a video; see `..systems`."""
-    return decode_video(open_small(_folder(options), source), source, content, output, name)
+    return decode_video(open_chosen(options, source), source, content, output, name)
 
 
-def _folder(options: Namespace) -> str | Path:
+def open_chosen(options: Namespace, name: str | Path = "file") -> VideoSystem:
+    """The weights that the options name; see `open_small`."""
     system = None if options.weights is not None else CODECS[NUMBER].system
-    return choose_weights(TASK, options.weights, system)
+    return open_small(choose_weights(TASK, options.weights, system), name)

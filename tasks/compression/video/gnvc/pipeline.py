@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .....core.autoencoders import as_autoencoder
+from .....core.backbones.pretrained import PretrainedTransformer
 from .....core.errors import PolyditError
 from ..groups import Group
 from ..pipeline import VideoCompressionOutput
 from .coding import ContextualCoder
 from .contextual import QUALITIES
-from .refinement import START, STEPS, denoiser, fixed_noise, refine_latents
+from .refinement import START, STEPS, backbone_of, denoiser, fixed_noise, refine_latents
 
 __all__ = ["GNVCPipeline"]
 
@@ -29,7 +30,7 @@ class GNVCPipeline(DiffusionPipeline):
     """Code groups of frames as latents, and refine what was decoded.
 
     Args:
-        transformer: a video transformer: a native `DiT`, an adapted ``WanTransformer3DModel``, or a
+        transformer: a video transformer: a native `DiT`, a ``WanTransformer3DModel``, or a
             ``WanVACETransformer3DModel``.
         codec: a `ContextualCodec` with counts.
         adapter: a `ContextAdapter`, or None with VACE.
@@ -51,6 +52,8 @@ class GNVCPipeline(DiffusionPipeline):
         steps: int = STEPS,
     ) -> None:
         super().__init__()
+        if isinstance(transformer, PretrainedTransformer):  # saved is what it adapts
+            transformer = transformer.transformer
         self.register_modules(transformer=transformer, codec=codec, vae=vae, adapter=adapter)
         self.register_to_config(start=start, steps=steps)
         self._coder: ContextualCoder | None = None
@@ -141,7 +144,7 @@ class GNVCPipeline(DiffusionPipeline):
         if fidelity == 1:
             return coded
         noise = fixed_noise(tuple(coded.shape), seed).to(coded)
-        denoise = denoiser(self.transformer, self.adapter, features)
+        denoise = denoiser(backbone_of(self.transformer), self.adapter, features)
         refined = refine_latents(denoise, coded, noise, self.config.start, self.config.steps)
         return torch.lerp(refined, coded, fidelity)
 

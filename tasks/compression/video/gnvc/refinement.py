@@ -13,10 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .....core.backbones.pretrained import PretrainedTransformer, adapt_transformer
 from .....core.diffusion import Denoise, LinearPath, Parameterization, TimeConvention, refine
 from .adapter import ContextAdapter
 
-__all__ = ["START", "STEPS", "denoiser", "fixed_noise", "path_point", "refine_latents", "true_velocity"]
+__all__ = [
+    "START",
+    "STEPS",
+    "backbone_of",
+    "denoiser",
+    "fixed_noise",
+    "path_point",
+    "refine_latents",
+    "true_velocity",
+]
 
 START = 0.3
 STEPS = 5
@@ -40,6 +50,13 @@ def refine_latents(
 ) -> Tensor:
     """Refine decoded latents (B, C, T, h, w) in Euler steps, deterministic given the noise."""
     return refine(denoise, coded, FLOW, steps, start=start, noise=noise)
+
+
+def backbone_of(transformer: nn.Module) -> nn.Module:
+    """A transformer behind the call of a backbone; VACE, which takes its control itself, and native ones as they are."""
+    if type(transformer).__name__ in ("DiT", "WanVACETransformer3DModel"):
+        return transformer
+    return transformer if isinstance(transformer, PretrainedTransformer) else adapt_transformer(transformer)
 
 
 def denoiser(transformer: nn.Module, adapter: ContextAdapter | None, features: Tensor) -> Denoise:
