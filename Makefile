@@ -3,7 +3,7 @@
 #   make demo       upscale real photographs with the shipped weights, results in demo_output/
 #   make test       the test suite, without what takes minutes or needs a GPU
 #   make test-all   the whole suite
-#   make bench      benchmark tables
+#   make bench      benchmark tables;  make bench-acceleration only that of the caches
 #   make lint       ruff and mypy;  make format writes what ruff would
 #   make serve      the web demos on http://127.0.0.1:7860
 
@@ -17,7 +17,7 @@ ARGS    ?=
 # Threads that wait by spinning make everything slow as soon as another process wants the cores.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-all bench lint format serve install clean
+.PHONY: help demo test test-all bench bench-acceleration lint format serve install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +34,9 @@ test-all: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+
+bench-acceleration: $(VENV)/.installed
+	$(VENV)/bin/python tests/benchmarks/bench_acceleration.py $(ARGS)
 
 lint: $(VENV)/.installed-dev build/mypy/polydit
 	$(VENV)/bin/ruff check .
