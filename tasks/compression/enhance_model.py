@@ -75,6 +75,8 @@ class PictureEnhancement(DiffusionModule):
         if not 1 <= best_quality <= 9:
             raise PolyditError(f"--model.best_quality {best_quality:g}: qualities go from 1 to 9")
         super().__init__(backbone, **kwargs)
+        for parameter in backbone.final_layer.parameters():
+            parameter.lr_scale = 3.0  # type: ignore[attr-defined] # starts at zero, and little is seen before it grows
         self.best_quality, self.texture_weight, self.adversarial = best_quality, texture_weight, adversarial
         self.perceptual = PerceptualLoss(lpips, dists, lpips_weight, dists_weight)
         self.discriminator = PatchDiscriminator(width=discriminator_width) if adversarial else None
