@@ -11,7 +11,6 @@ __all__ = ["explain", "is_disk_full"]
 
 EXTRAS = {
     "av": "video",
-    "constriction": "compression",
     "decord": "video",
     "gradio": "demo",
     "gradio_client": "demo",
