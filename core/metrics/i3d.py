@@ -90,6 +90,8 @@ class I3DFeatures(nn.Module):
         if weights is not None:
             found = read_weights(weights, "VFID", I3D_FILE)
             kept = {k: v for k, v in found.items() if not k.startswith("logits.")}
+            # Older files do without these counters, which evaluation does not read.
+            kept = {**{k: v for k, v in self.state_dict().items() if k.endswith("num_batches_tracked")}, **kept}
             load_into(self, kept, "VFID", I3D_FILE)
         self.eval().requires_grad_(False)
 

@@ -70,7 +70,7 @@ class GenCompositor(DiffusionModule):
             backbone = base
             root = _pipeline_folder(folder)
             if autoencoder is None and root is not None and (root / "vae").is_dir() and not on_meta:
-                autoencoder = DiffusersAutoencoder.from_pretrained(root)
+                autoencoder = DiffusersAutoencoder.from_pretrained(root, "vae")
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation, self.mask_weight = formulation, mask_weight
         self._network = (network,)  # not a child: its weights are the backbone's

@@ -241,7 +241,8 @@ def run(options: Namespace) -> int:
             options.seed,
             options.masks,
         )
-        about = f"{options.clips or 24} {split} clips of {options.frames} frames, {options.size} pixels, seed {options.seed}"
+        sizes = f"{options.frames} frames, {options.size} pixels, seed {options.seed}"
+        about = f"{options.clips or 24} {split} clips of {sizes}"
     found, truths, shown = evaluate(
         methods,
         cases,

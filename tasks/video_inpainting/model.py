@@ -79,7 +79,7 @@ class EraserDiT(DiffusionModule):
                 and (root / "vae").is_dir()
                 and not is_on_meta(backbone)
             ):
-                autoencoder = DiffusersAutoencoder.from_pretrained(root)
+                autoencoder = DiffusersAutoencoder.from_pretrained(root, "vae")
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         self.formulation = formulation
         self.focal, self.focal_grow, self.psnr_weight = focal, focal_grow, psnr_weight
