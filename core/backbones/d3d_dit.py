@@ -84,7 +84,8 @@ class D3DDiT(DiT):
         depth: blocks.
         semantic_channels: width of the semantic tokens (CLIP ViT-L/14: 1024).
         pixel_channels: width of the pixel-level tokens (DINOv2-L: 1024).
-        num_classes: categories for use without a picture, or None as published.
+        num_classes: categories for use without a picture, or None as published; ``class_dropout_prob`` must then be
+            above 0, as label ``num_classes`` says that there is none.
         **kwargs: of :class:`DiT`.
     """
 
@@ -105,6 +106,10 @@ class D3DDiT(DiT):
     ) -> None:
         for fixed in ("input_size", "modulation", "context_dim", "window_size"):
             kwargs.pop(fixed, None)  # a saved configuration holds the parent's too
+        if num_classes and not kwargs.get("class_dropout_prob", 0.1):
+            raise ValueError(
+                "class_dropout_prob 0: a D3DDiT with categories needs the empty one; leave it out"
+            )
         super().__init__(
             input_size=[resolution, 3 * resolution],
             patch_size=patch_size,

@@ -238,9 +238,28 @@ class Union:
         return Union(self.parts, self.scale * scale, self.shift * scale - (low + high) / 2 * scale)
 
     def mesh(self, resolution: int = 96) -> Mesh:
-        """Its surface on a grid over [-1, 1]^3."""
-        field = -self.distance(grid_points(resolution))
-        return surface_of_field(field.reshape((resolution + 1,) * 3))
+        """Its surface on a grid over [-1, 1]^3 of at least so many cells; asked only where the surface can be."""
+        block = 4
+        cells = -(-resolution // block)
+        fine = cells * block
+        side = 2 / cells
+        middles = (grid_points(cells - 1, 1 - side / 2) if cells > 1 else np.zeros((1, 3))).reshape(
+            (cells,) * 3 + (3,)
+        )
+        coarse = self.distance(middles.reshape(-1, 3)).reshape((cells,) * 3)
+        # A block whose middle is farther from the surface than its corners are from the middle has none of it. Inside,
+        # a distance is a lower bound, so that this errs towards asking.
+        near = np.abs(coarse) <= side / 2 * np.sqrt(3)
+        wanted = np.zeros((fine + 1,) * 3, bool)
+        dense = near.repeat(block, 0).repeat(block, 1).repeat(block, 2)
+        for i, j, k in np.ndindex(2, 2, 2):
+            wanted[i : i + fine, j : j + fine, k : k + fine] |= dense
+        owner = np.minimum(np.arange(fine + 1) // block, cells - 1)
+        values = coarse[np.ix_(owner, owner, owner)]
+        places = np.linspace(-1, 1, fine + 1)
+        chosen = np.nonzero(wanted)
+        values[chosen] = self.distance(np.stack([places[index] for index in chosen], 1))
+        return surface_of_field(-values)
 
 
 def rotation(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Array:

@@ -144,6 +144,10 @@ class PointCloudPipeline(DiffusionPipeline):
                 denoise = Guidance(scale).separate(denoise, with_label(null), self.parameterization.time)
 
             def watch(step: Step, done: int = start // batch_size * steps, kept: list[Tensor] = kept) -> None:
+                if not torch.isfinite(step.x_t).all():
+                    raise PolyditError(
+                        "the network gave numbers that are not finite; use --dtype float32, or other weights"
+                    )
                 if progress is not None:
                     progress(done + step.index + 1, total)
                 if trajectory:
@@ -161,10 +165,6 @@ class PointCloudPipeline(DiffusionPipeline):
             clouds += [c.T.contiguous().numpy() for c in self.formulation.restore(made.float()).cpu()]
             if trajectory:
                 paths += list(torch.stack(kept, 1).transpose(2, 3).contiguous().numpy())
-        if not all(np.isfinite(cloud).all() for cloud in clouds):
-            raise PolyditError(
-                "the network gave numbers that are not finite; use --dtype float32, or other weights"
-            )
         return PointCloudOutput(points=clouds, trajectory=paths if trajectory else None)
 
 

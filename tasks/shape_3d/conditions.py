@@ -77,17 +77,31 @@ class TransformersEncoder(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def from_folders(cls, semantic: str, pixel: str) -> TransformersEncoder:
+    def from_folders(cls, semantic: str | None = None, pixel: str | None = None) -> TransformersEncoder:
         """Load both from folders in transformers' format; of a CLIP its vision part.
+
+        While the device is ``meta``, a missing one stands for the published network's shapes.
 
         Raises:
             PolyditError: a folder is missing, or holds no vision network.
         """
-        from transformers import AutoConfig, AutoModel, CLIPVisionModel
+        from transformers import (
+            AutoConfig,
+            AutoModel,
+            CLIPVisionConfig,
+            CLIPVisionModel,
+            Dinov2Config,
+            Dinov2Model,
+        )
+
+        if semantic is None and pixel is None and torch.get_default_device().type == "meta":
+            wide = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+            clip = CLIPVisionModel(CLIPVisionConfig(**wide, intermediate_size=4096, image_size=224))
+            return cls(clip, Dinov2Model(Dinov2Config(**wide, image_size=518)))
 
         networks, sizes = [], []
         for option, folder in (("semantic", semantic), ("pixel", pixel)):
-            if not Path(folder).is_dir():
+            if folder is None or not Path(folder).is_dir():
                 raise PolyditError(
                     f"--model.encoder.{option} {folder}: no such folder; give one in transformers' format"
                 )
