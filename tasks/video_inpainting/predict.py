@@ -104,7 +104,8 @@ def inpaint(
                 video.write(frame, times.popleft())
                 done += 1
                 progress(done, max(done, reader.frames))
-            more_than_frames(masks, options.mask, source, done)
+            if done >= 0.95 * reader.frames - 2:  # of a video that is cut short, masks are left over
+                more_than_frames(masks, options.mask, source, done)
         notes = [*reader.notes(), *report.notes]
         if report.covered == 0:
             notes.append("no mask covers anything: the frames were copied")
