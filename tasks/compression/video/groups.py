@@ -23,8 +23,6 @@ __all__ = ["Coder", "Group"]
 Pixels = NDArray[np.uint8]
 CLASSES = 3
 """Kinds of places among the vectors, by how restless the row above is; each has its own table."""
-SCENE_CUT = 0.9
-"""A frame whose prediction leaves more than this share of what there is without one is coded without."""
 
 
 class Group:
@@ -63,24 +61,24 @@ class Coder:
 
     def _encode_frame(self, encoding: Encoding, frame: Tensor, state: State | None, index: int) -> CodedFrame:
         codec = self.codec
+        alone = codec.roundings(frame - 128, index, codec.intra.tables, self.thrift)
         if state is not None:
             lower = codec.index_of_predicted(index)
             price = 0.4 * float(codec.synthesis.factor(lower)[1]) / 4096  # a step is 16 of these, in levels
             vectors = search(state.reference, frame, state.vectors, price)
             known = codec.known(state, vectors)
             left = frame - known.prediction[0].float() / LEVEL
+            roundings = codec.roundings(left, lower, codec.inter.tables, self.thrift)
             # One bit says which of the two it is.
-            predicted = float(left.abs().mean()) < SCENE_CUT * _alone(frame)
+            predicted = _size(roundings) < _size(alone)
             encoding.coder.encode(int(predicted), self.next_models.bit)
             if predicted:
                 self._write_vectors(encoding, vectors)
-                roundings = codec.roundings(left, lower, codec.inter.tables, self.thrift)
                 encoding.models = self.next_models
                 return codec.next(known, vectors, lower, tuple(_Choosing(encoding, r) for r in roundings))
-        roundings = codec.roundings(frame - 128, index, codec.intra.tables, self.thrift)
         encoding.models = self.first_models
         size = (frame.shape[-2], frame.shape[-1])
-        return codec.first(index, size, tuple(_Choosing(encoding, r) for r in roundings))
+        return codec.first(index, size, tuple(_Choosing(encoding, r) for r in alone))
 
     @torch.no_grad()
     def decode(
@@ -165,12 +163,9 @@ class _Choosing:
         return self.encoding(channels, mask, mean, index)
 
 
-def _alone(frame: Tensor) -> float:
-    """How much a frame changes from pixel to pixel: about what coding it alone has to say."""
-    return float(
-        (frame[..., 1:] - frame[..., :-1]).abs().mean()
-        + (frame[..., 1:, :] - frame[..., :-1, :]).abs().mean()
-    )
+def _size(roundings: tuple[Rounding, Rounding]) -> float:
+    """About how much coefficients have to say."""
+    return sum(float(torch.log2(1 + one.values.abs()).sum()) for one in roundings)
 
 
 def _to_left(vectors: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ....core.diffusion.objective import ObjectiveOutput
 from ....core.errors import PolyditError
 from ....core.training import DiffusionModule
-from ..codec import LAST_QUALITY
+from ..codec import BLOCK, LAST_QUALITY
 from ..context import MEAN_UNIT
+from ..lapped import SIZE
 from ..rounding import Rounding
 from .inter_codec import Known
 from .latent_video import State
@@ -91,10 +94,14 @@ class VideoCompression(DiffusionModule):
     def setup(self, stage: str) -> None:
         """Start a new run with the statistics of the data."""
         super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None and self.init_weights is None:
-            samples = self.trainer.datamodule.train_set
-            first = torch.stack([samples[number]["frames"] for number in range(8)]).float()
-            self.start_from(first)
+        samples = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
+        if (
+            stage == "fit"
+            and samples is not None
+            and self.trainer.ckpt_path is None
+            and self.init_weights is None
+        ):
+            self.start_from(torch.stack([samples[number]["frames"] for number in range(8)]).float())
 
     def start_from(self, clips: Tensor) -> None:
         """Begin with the statistics of clips (B, T, 3, H, W), levels 0..255."""
@@ -112,7 +119,7 @@ class VideoCompression(DiffusionModule):
         """Rate (bits per pixel of a frame) and distortion (in the rate's unit)."""
         clips = self.target(batch).float()
         self.batch_samples = len(clips)
-        index = first * 61 if first is not None else int(torch.randint(LAST_QUALITY + 1, ()))
+        index = first * 61 if first is not None else random.randrange(LAST_QUALITY + 1)
         index %= LAST_QUALITY + 1
         codec: VideoCodec = self.backbone
         lower = codec.index_of_predicted(index)
@@ -158,6 +165,8 @@ class VideoCompression(DiffusionModule):
     def simulate(self, clips: Tensor, index: int, lower: int) -> tuple[Known, Tensor]:
         """What is known before each predicted frame of clips (B, T, 3, H, W), and what prediction leaves."""
         codec: VideoCodec = self.backbone
+        if isinstance(clips, FakeTensor):  # `check` asks for shapes, and a search needs values
+            return _shapes_of(clips[:, 1:].flatten(0, 1))
         price = 0.4 * float(codec.synthesis.factor(lower)[1]) / 4096
         known, left = [], []
         for clip in clips:
@@ -185,6 +194,13 @@ class VideoCompression(DiffusionModule):
         from .pipeline import VideoCompressionPipeline
 
         return VideoCompressionPipeline(self.backbone.frozen_copy())
+
+
+def _shapes_of(frames: Tensor) -> tuple[Known, Tensor]:
+    count, _, height, width = frames.shape
+    whole = torch.zeros_like(frames, dtype=torch.int32)
+    before = frames.new_zeros(count, 3 * BLOCK - 3, height // SIZE, width // SIZE)
+    return Known(whole, whole[:, 0], before), frames
 
 
 def _saved_codec(source: str | Path) -> VideoCodec | None:

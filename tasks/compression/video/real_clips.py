@@ -170,7 +170,7 @@ class RawReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        size = re.search(r"(\d{2,5})x(\d{2,5})", self.path.name)
+        size = re.search(r"(\d+)x(\d+)", self.path.name)
         rate = re.search(r"(\d+)fps", self.path.name)
         if size is None:
             raise PolyditError(f"{path}: a raw video needs its size in its name, such as 1920x1080")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ class GenerativeVideoCompression(DiffusionModule):
         model: GNVCVD = self.backbone
         quality = self.quality
         if quality is None:
-            quality = int(torch.randint(QUALITIES, ())) if first is None else first * 13 % QUALITIES
+            quality = random.randrange(QUALITIES) if first is None else first * 13 % QUALITIES
         coded: CodedClip = model.codec(clean, quality)
         noise = torch.randn_like(clean)
         video = self.video(batch)

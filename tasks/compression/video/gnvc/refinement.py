@@ -53,7 +53,7 @@ def refine_latents(
 
 
 def backbone_of(transformer: nn.Module) -> nn.Module:
-    """A transformer behind the call of a backbone; VACE, which takes its control itself, and native ones as they are."""
+    """A transformer behind the call of a backbone; VACE, which takes its control itself, and native ones stay."""
     if type(transformer).__name__ in ("DiT", "WanVACETransformer3DModel"):
         return transformer
     return transformer if isinstance(transformer, PretrainedTransformer) else adapt_transformer(transformer)

@@ -14,16 +14,20 @@ from polydit.tasks.compression.video.model import VideoCompression
 from polydit.tasks.compression.video.video_codec import VideoCodec
 
 
-def drift(count: int, height: int = 64, width: int = 80, step: float = 1.5) -> np.ndarray:
-    """Waves, an edge and a square that move at different speeds, (T, H, W, 3) uint8."""
+def drift(
+    count: int, height: int = 64, width: int = 80, step: float = 1.5, objects: bool = True
+) -> np.ndarray:
+    """Waves, and with ``objects`` an edge and a square at another speed, (T, H, W, 3) uint8."""
     y, x = np.mgrid[:height, :width].astype(float)
     frames = []
     for number in range(count):
         moved = x + step * number
         waves = [np.sin(moved / (5 + c) + c) * np.cos(y / (6 + c)) for c in range(3)]
-        pixels = 120 + 45 * np.stack(waves, -1) + 50 * (moved + 2 * y > 150)[..., None]
-        left = 10 + 2 * number
-        pixels[20:36, left : left + 16] = (200, 60, 40)
+        pixels = 120 + 45 * np.stack(waves, -1)
+        if objects:
+            pixels += 50 * (moved + 2 * y > 150)[..., None]
+            left = 10 + 2 * number
+            pixels[20:36, left : left + 16] = (200, 60, 40)
         frames.append(pixels.clip(0, 255))
     return np.stack(frames).astype(np.uint8)
 
