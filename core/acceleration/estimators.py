@@ -112,14 +112,14 @@ class Memory:
         if self._gap is not None:
             gap = self._gap
             for earlier in self.factors[: self.order]:
-                factors.append(map_tensors(lambda new, old: (new - old) / gap, factors[-1], earlier))
+                factors.append(map_tensors(lambda new, old: (new - old).div_(gap), factors[-1], earlier))
         self.factors = factors
 
     def predict(self) -> Any:
         """The value expected in this step."""
         value = self.factors[0]
         for weight, factor in zip(self._weights, self.factors[1:], strict=True):
-            value = map_tensors(lambda sum_, part, weight=weight: sum_ + part * weight, value, factor)
+            value = map_tensors(lambda sum_, part, weight=weight: (part * weight).add_(sum_), value, factor)
         if self.dtype is not None:
             value = map_tensors(lambda t, like: t.to(like.dtype), value, self._like)
         return value

@@ -18,6 +18,7 @@ from .plan import Plan
 from .policy import Policy
 from .regions import RAS
 from .report import Report
+from .shortcut import shortcuts
 from .sites import SpanSite, Unbind
 
 __all__ = ["Handle", "accelerate", "frozen", "handle_of", "refuse_second"]
@@ -112,6 +113,7 @@ class Handle:
         self._undo: list[Unbind] = []
         for site in self.sites:
             self._undo += site.attach()
+        self._undo += shortcuts(self.model, self.sites)
         entry = outer if hasattr(outer, "_orig_mod") else self.model
         self._hooks = [
             entry.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),

@@ -144,6 +144,11 @@ class BranchSite(CacheSite):
 
         return forward
 
+    def recall(self) -> Any:
+        """The output of a call that leaves it out."""
+        self._count()
+        return self.estimate()
+
     def estimate(self) -> Any:
         """The output when it is left out."""
         return self.memory.predict()

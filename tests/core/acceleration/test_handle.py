@@ -146,7 +146,7 @@ def test_in_training_it_steps_aside(make_dit):
         assert handle.report().policy == "FORA(interval=4)"
 
 
-@pytest.mark.parametrize("inner", ["whole", "blocks"])
+@pytest.mark.parametrize("inner", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
 def test_compiled(make_dit, run, inner):
     model = make_dit(depth=2)
     with accelerate(model, TaylorSeer(3)):

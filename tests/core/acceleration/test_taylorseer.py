@@ -199,3 +199,17 @@ def test_settings_that_do_not_fit_the_run(make_dit, run):
     with late, pytest.raises(PolyditError, match="the run has 12 steps"):
         run(model, 12)
     assert math.isfinite(run(model).sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "rms", "position": "rope", "modulation": "adaln_single"}])
+def test_shortcut_of_native_blocks_changes_no_bit(make_dit, run, monkeypatch, options):
+    model, norms = make_dit(**options), []
+    model.blocks[1].norm2.register_forward_hook(lambda *_: norms.append(1))
+    with accelerate(model, TaylorSeer(4)) as handle:
+        short, report = run(model), handle.report()
+    assert len(norms) == 4  # nothing is prepared for parts that are left out
+    monkeypatch.setattr("polydit.core.acceleration.handle.shortcuts", lambda model, sites: [])
+    with accelerate(model, TaylorSeer(4)) as handle:
+        assert torch.equal(run(model), short)
+        assert handle.report() == report
+    assert len(norms) == 4 + 12
