@@ -94,9 +94,9 @@ def run(options: Namespace) -> int:
 
 
 def _videos_in(path: Path) -> list[Path]:
-    """The videos of a folder, or the one that was given."""
+    """The videos of a folder, raw ones (UVG) among them, or the one that was given."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if is_video(file) and file.is_file()]
+    return [file for file in files if (is_video(file) or file.suffix == ".yuv") and file.is_file()]
 
 
 def bench(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ....core.data.video import VideoReader
+from ....core.data.video import FrameSource, VideoReader
 from ....core.errors import PolyditError
 from ....core.media.writer import OutputWriter
 from ....core.metrics.ssim import ms_ssim
@@ -26,6 +26,7 @@ from ....core.metrics.video import frame_psnr, optical_flow, warping_error
 from ..codec import quality_index
 from ..container import Container, Timing
 from ..rate_distortion import RateDistortion, plot
+from .real_clips import RawReader
 from .video_file import GroupSpool
 from .video_io import GROUP, VideoSystem
 
@@ -222,7 +223,8 @@ class _Remembered:
 def _read(file: Path, count: int, side: int | None) -> Frames:
     """The first frames of a video, with even sides."""
     found = []
-    with VideoReader(file) as reader:
+    source: FrameSource = RawReader(file) if file.suffix == ".yuv" else VideoReader(file)
+    with source as reader:
         for frame in reader:
             found.append(frame.pixels)
             if len(found) == count:
