@@ -21,7 +21,7 @@ from ...core.data.synthetic_clips import ClipOptions, SyntheticClips
 from ...core.devices import check_device_name
 from ...core.errors import PolyditError
 from ...core.media import OutputWriter, ResultsTable, contact_sheet
-from ...core.metrics.video import frame_psnr, frame_ssim, warping_error
+from ...core.metrics.video import frame_psnr, frame_ssim, optical_flow, warping_error
 from ...core.open_pipeline import choose_weights, open_pipeline
 from . import TASK
 from .baselines import BASELINES
@@ -125,7 +125,21 @@ def hole_psnr(made: Frames, truth: Frames, masks: Masks) -> float:
     return float(min(100.0, 10 * np.log10(255**2 / max(error, 1e-9))))
 
 
-def measure(case: Case, made: Frames) -> dict[str, float]:
+class FlowOnce:
+    """scikit-image's flow, kept: every method's figures ask for that of the same true frames."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], NDArray[np.float32]] = {}
+
+    def __call__(self, first: Frames, second: Frames) -> NDArray[np.float32]:
+        """Where each pixel of a frame goes in the next one."""
+        key = (hash(first.tobytes()), hash(second.tobytes()))
+        if key not in self.known:
+            self.known[key] = optical_flow(first, second)
+        return self.known[key]
+
+
+def measure(case: Case, made: Frames, flow: FlowOnce | None = None) -> dict[str, float]:
     """Figures of one clip; outside of the masks the given frames are put back first, as the protocol does."""
     made = np.where(case.masks[..., None], made, case.frames)
     truth = np.where(case.masks[..., None], case.truth, case.frames)
@@ -134,7 +148,7 @@ def measure(case: Case, made: Frames) -> dict[str, float]:
         "hole_psnr": hole_psnr(made, truth, case.masks),
         "psnr": float(frame_psnr(made, truth).mean()),
         "ssim65": float(frame_ssim(made, truth, "uniform65").mean()) if side >= 65 else float("nan"),
-        "ewarp": 1000 * warping_error(made, truth),
+        "ewarp": 1000 * warping_error(made, truth, flow or FlowOnce()),
     }
 
 
@@ -163,12 +177,12 @@ def evaluate(
     for number, case in enumerate(cases):
         middle = len(case.frames) // 2
         veiled = np.where(case.masks[middle][..., None], 255 - case.frames[middle] // 3, case.frames[middle])
-        row = [veiled.astype(np.uint8)]
+        row, flow = [veiled.astype(np.uint8)], FlowOnce()
         for name, method in methods.items():
             begin = time.process_time()
             made = method(case.frames, case.masks)
             seconds = (time.process_time() - begin) / len(case.frames)
-            found[name].rows.append({**measure(case, made), "seconds": seconds})
+            found[name].rows.append({**measure(case, made, flow), "seconds": seconds})
             if keep:
                 found[name].clips.append(np.where(case.masks[..., None], made, case.frames))
             row.append(made[middle])

@@ -38,6 +38,8 @@ def test_every_picture_is_png():
 
     for task in TASKS.values():
         for block in resolve(task.demo)().blocks.values() if task.demo else ():
+            if block.get_block_name() == "video":
+                continue
             assert getattr(block, "format", "png") == "png", f"{task.name}: {block.label} would be lossy"
 
 
