@@ -15,6 +15,7 @@ from polydit.core.media import OutputWriter
 from polydit.core.media.video import video_output
 from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import offer_when_done
 from polydit.tasks.video_inpainting import TASK
 
 if TYPE_CHECKING:
@@ -276,9 +277,6 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
         download = gr.DownloadButton("Download MP4", interactive=False, elem_id=f"{name}-download")
         return before, after, download, note
 
-    def offered() -> gr.DownloadButton:
-        return gr.DownloadButton(interactive=True, variant="primary")
-
     with gr.Blocks(
         title="PolyDiT: video inpainting", analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
@@ -339,7 +337,7 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
             api_name="remove",
             show_progress_on=out[1],
         )
-        made.success(offered, outputs=out[2], api_visibility="private")
+        offer_when_done(made, out[2])
         done = put.click(
             on_compose,
             [scene, element, path, size, gamma, seed_of_composite],
@@ -347,5 +345,5 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
             api_name="put_in",
             show_progress_on=composed[1],
         )
-        done.success(offered, outputs=composed[2], api_visibility="private")
+        offer_when_done(done, composed[2])
     return page
