@@ -20,6 +20,7 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1}),
     "fora": ("FORA", {"interval": 2}),
     "delta-dit": ("DeltaDiT", {"interval": 2}),
+    "block-span": ("BlockSpan", {"start": 0, "stop": None, "interval": 3, "order": 1}),
     "first-block": ("FirstBlock", {"threshold": 0.08}),
     "deepcache": ("DeepCache", {"interval": 3}),
 }

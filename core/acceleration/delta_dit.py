@@ -8,7 +8,7 @@ from ..errors import PolyditError
 from .blocks import find_blocks
 from .clock import Moment
 from .estimators import Taylor
-from .plan import first_then_every
+from .plan import check_order, first_then_every
 from .policy import Policy, need_total
 from .sites import CacheSite, SpanSite
 
@@ -38,6 +38,11 @@ class BlockSpan(Policy):
     def sites(self, model: nn.Module) -> list[CacheSite]:
         """One span."""
         return [span(model, self.start, self.stop, self.estimator, self.residual)]
+
+    def begin(self, total: int | None) -> None:
+        """Refuse an order that the run has too few full steps for."""
+        if total is not None:
+            check_order(str(self), self.schedule, self.order, total)
 
     def computes(self, moment: Moment, site: CacheSite) -> bool | None:
         """By the interval."""

@@ -160,3 +160,28 @@ def check_steps(steps: Sequence[int], total: int | None) -> None:
         raise PolyditError(
             f"full steps {list(steps)}: the run has {total} steps (0 to {total - 1}); leave the later ones out"
         )
+
+
+def check_order(method: str, schedule: Callable[[int], bool], order: int, total: int, begin: int = 0) -> None:
+    """Refuse an order of forecast that a run has too few full steps for.
+
+    Args:
+        method: shown in the complaint.
+        schedule: whether a step is full.
+        order: of the forecast.
+        total: steps of the run.
+        begin: first step that forms differences.
+
+    Raises:
+        PolyditError: see above.
+    """
+    full = [schedule(step) for step in range(total)]
+    if all(full):
+        return
+    last = max(step for step in range(total) if not full[step])
+    known = sum(full[max(begin - 1, 0) : last])
+    if order >= known:
+        raise PolyditError(
+            f"{method}: order {order} needs {order + 1} full steps before a forecast, and a run of {total} steps has "
+            f"{known}; take order {known - 1} or less, a shorter interval or more steps"
+        )

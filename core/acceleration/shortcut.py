@@ -63,7 +63,7 @@ def _forward(block: DiTBlock, attention: BranchSite, mixing: BranchSite) -> Call
                 token_group,
                 key_value_hook,
             )
-        vectors = block.modulation_vectors(conditioning, token_group)
+        vectors: Sequence[Any] = block.modulation_vectors(conditioning, token_group)
         hidden_states = torch.addcmul(hidden_states, vectors[2], attention.recall())
         if block.cross_attn is not None and encoder_hidden_states is not None:
             hidden_states = hidden_states + block.cross_attn(

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import PolyditError
 from .estimators import Taylor
-from .plan import check_steps, first_then_every
+from .plan import check_order, check_steps, first_then_every
 from .policy import BranchPolicy
 
 __all__ = ["FORA", "TaylorSeer"]
@@ -60,16 +59,7 @@ class TaylorSeer(BranchPolicy):
             return
         if self.full_steps is not None:
             check_steps(sorted(self.full_steps), total)
-        full = [self.schedule(step) for step in range(total)]
-        if all(full):
-            return
-        last = max(step for step in range(total) if not full[step])
-        known = sum(full[max(self.estimator.begin - 1, 0) : last])
-        if self.order >= known:
-            raise PolyditError(
-                f"{self}: order {self.order} needs {self.order + 1} full steps before a forecast, and a run of "
-                f"{total} steps has {known}; take order {known - 1} or less, a shorter interval or more steps"
-            )
+        check_order(str(self), self.schedule, self.order, total, self.estimator.begin)
 
     def __repr__(self) -> str:
         if self.full_steps is not None:

@@ -248,6 +248,11 @@ def test_models_and_runs_that_do_not_fit(make_dit):
     ]:
         with pytest.raises(PolyditError, match=said):
             accelerate(model, policy)
+    with (
+        accelerate(model, BlockSpan(interval=3, order=2)) as handle,
+        pytest.raises(PolyditError, match="order 2 needs 3"),
+    ):
+        handle.policy.plan(6, handle.sites)
     for policy in (DeltaDiT(2), MagCache([1.0] * 4)):
         with accelerate(model, policy), pytest.raises(PolyditError, match="must know the number of steps"):
             model(x, t, y)
