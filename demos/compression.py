@@ -15,6 +15,7 @@ from polydit.core.media.table import ResultsTable
 from polydit.core.metrics.psnr import psnr
 from polydit.core.metrics.ssim import ms_ssim
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
 from polydit.tasks.compression import TASK
 from polydit.tasks.compression.container import Container, read_container
 from polydit.tasks.compression.peers import PEERS, peer_within
@@ -223,24 +224,8 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Compress", render_children=True), gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=320):
-                    image = gr.Image(
-                        label="Picture",
-                        type="filepath",
-                        format="png",
-                        image_mode=None,
-                        sources=["upload", "clipboard"],
-                        height=260,
-                        elem_id="picture",
-                    )
-                    # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-                    image.preprocess = lambda payload: payload.path if payload is not None else None
-                    gr.Examples(
-                        [[str(file)] for file in sorted(SAMPLES.glob("*.png"))],
-                        inputs=[image],
-                        label="Examples",
-                        elem_id="examples",
-                        api_visibility="private",
-                    )
+                    image = upload_picture("Picture", "picture", 260)
+                    examples(sorted(SAMPLES.glob("*.png")), image)
                     size = gr.Markdown(elem_id="size")
                     quality = gr.Slider(
                         1,
@@ -264,16 +249,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     )
                     button = gr.Button("Compress", variant="primary", size="lg", elem_id="compress")
                 with gr.Column(scale=5, min_width=420):
-                    slider = gr.ImageSlider(
-                        label="The classic codec (left) and PolyDiT (right)",
-                        type="filepath",
-                        format="png",
-                        buttons=["fullscreen"],
-                        interactive=False,
-                        height=560,
-                        max_height=560,
-                        elem_id="comparison",
-                    )
+                    slider = before_after("The classic codec (left) and PolyDiT (right)")
                     note = gr.Markdown(WELCOME, elem_id="note")
                     download = gr.DownloadButton("Download .pdc", interactive=False, elem_id="download")
             with gr.Tab("Open a file", render_children=True), gr.Row(equal_height=False):
@@ -294,11 +270,6 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             api_name="compress",
             show_progress_on=slider,
         )
-        made.success(
-            lambda: gr.DownloadButton(interactive=True, variant="primary"),
-            outputs=download,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        offer_when_done(made, download)
         opener.click(on_open, [file], [decoded, said], api_name="decode", show_progress_on=decoded)
     return page

@@ -17,6 +17,7 @@ from polydit.core.media import OutputWriter
 from polydit.core.media.alpha import on_checkerboard
 from polydit.demos.segmentation_few_shot import few_shot_session, few_shot_tab
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
 from polydit.tasks.segmentation import TASK
 from polydit.tasks.segmentation.cutout import on_background
 
@@ -279,24 +280,8 @@ def cut_out_tab(session: PredictSession) -> None:
     points = gr.State([])
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
-            image = gr.Image(
-                label="Picture",
-                type="filepath",
-                format="png",
-                image_mode=None,
-                sources=["upload", "clipboard"],
-                height=260,
-                elem_id="picture",
-            )
-            # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-            image.preprocess = lambda payload: payload.path if payload is not None else None
-            gr.Examples(
-                [[str(file)] for file in session.keep(small_samples)],
-                inputs=[image],
-                label="Examples",
-                elem_id="examples",
-                api_visibility="private",
-            )
+            image = upload_picture("Picture", "picture", 260)
+            examples(session.keep(small_samples), image)
             size = gr.Markdown(elem_id="size")
             chosen = gr.Markdown(elem_id="chosen")
             # Children that are rendered late lose what is entered in their first moments.
@@ -306,16 +291,7 @@ def cut_out_tab(session: PredictSession) -> None:
                         list(BACKGROUNDS), value="transparent", label="Show on", elem_id="background"
                     )
                     colour = gr.ColorPicker("#ffffff", label="Colour", elem_id="colour")
-                    behind = gr.Image(
-                        label="Background picture",
-                        type="filepath",
-                        format="png",
-                        image_mode=None,
-                        sources=["upload"],
-                        height=140,
-                        elem_id="behind",
-                    )
-                    behind.preprocess = lambda payload: payload.path if payload is not None else None
+                    behind = upload_picture("Background picture", "behind", 140, sources=["upload"])
                 with gr.Tab("Settings", render_children=True):
                     detail = gr.Radio(
                         ["tiles", "guided", "none"],
@@ -340,16 +316,7 @@ def cut_out_tab(session: PredictSession) -> None:
                         )
             button = gr.Button("Cut out", variant="primary", size="lg", elem_id="cut")
         with gr.Column(scale=5, min_width=420):
-            slider = gr.ImageSlider(
-                label="Picture (left) and object (right)",
-                type="filepath",
-                format="png",
-                buttons=["fullscreen"],
-                interactive=False,
-                height=560,
-                max_height=560,
-                elem_id="comparison",
-            )
+            slider = before_after("Picture (left) and object (right)")
             note = gr.Markdown(WELCOME, elem_id="note")
             with gr.Row():
                 download = gr.DownloadButton("Download cut-out", interactive=False, elem_id="download")
@@ -365,15 +332,7 @@ def cut_out_tab(session: PredictSession) -> None:
         api_name="cut_out",
         show_progress_on=slider,
     )
-    made.success(
-        lambda: [
-            gr.DownloadButton(interactive=True, variant="primary"),
-            gr.DownloadButton(interactive=True),
-        ],
-        outputs=[download, download_mask],
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    offer_when_done(made, download, download_mask)
 
 
 def build(weights: str | Path | None = None) -> gr.Blocks:

@@ -13,9 +13,9 @@ from PIL import Image
 from polydit.core.data.images import read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
+from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import before_after, upload_picture
 from polydit.tasks.segmentation import TASK
-
-from .session import PredictSession, explain_upload
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -167,31 +167,13 @@ def few_shot_tab(session: PredictSession) -> None:
                     height=130,
                     elem_id="support-masks",
                 )
-            query = gr.Image(
-                label="Picture to look at",
-                type="filepath",
-                format="png",
-                image_mode=None,
-                sources=["upload", "clipboard"],
-                height=220,
-                elem_id="query",
-            )
-            # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-            query.preprocess = lambda payload: payload.path if payload is not None else None
+            query = upload_picture("Picture to look at", "query", 220)
             threshold = gr.Slider(
                 0.05, 0.95, value=0.5, step=0.05, label="Threshold", info="Of the hard mask."
             )
             button = gr.Button("Find it", variant="primary", size="lg", elem_id="find")
         with gr.Column(scale=5, min_width=420):
-            slider = gr.ImageSlider(
-                label="The picture (left) and what was found (right)",
-                type="filepath",
-                format="png",
-                interactive=False,
-                height=520,
-                max_height=520,
-                elem_id="found",
-            )
+            slider = before_after("The picture (left) and what was found (right)", "found", 520)
             with gr.Row():
                 hard = gr.File(label="Mask (0 / 255)", interactive=False, elem_id="hard-mask")
                 soft = gr.File(label="Soft mask", interactive=False, elem_id="soft-mask")

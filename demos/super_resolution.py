@@ -13,6 +13,7 @@ from polydit.core.data.images import image_size, read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
 from polydit.tasks.super_resolution import TASK
 
 if TYPE_CHECKING:
@@ -181,24 +182,8 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         gr.Markdown(HEADER)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                image = gr.Image(
-                    label="Picture",
-                    type="filepath",
-                    format="png",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=260,
-                    elem_id="picture",
-                )
-                # The file as it was uploaded. Gradio would open it first and tell of bad files in its own words.
-                image.preprocess = lambda payload: payload.path if payload is not None else None
-                gr.Examples(
-                    [[str(file)] for file in session.keep(small_samples)],
-                    inputs=[image],
-                    label="Examples",
-                    elem_id="examples",
-                    api_visibility="private",
-                )
+                image = upload_picture("Picture", "picture", 260)
+                examples(session.keep(small_samples), image)
                 size = gr.Markdown(elem_id="size")
                 # Children that are rendered late lose what is entered in their first moments.
                 with gr.Tabs():
@@ -250,16 +235,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                         )
                 button = gr.Button("Enlarge", variant="primary", size="lg", elem_id="enlarge")
             with gr.Column(scale=5, min_width=420):
-                slider = gr.ImageSlider(
-                    label="Bicubic (left) and PolyDiT (right)",
-                    type="filepath",
-                    format="png",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    height=560,
-                    max_height=560,
-                    elem_id="comparison",
-                )
+                slider = before_after("Bicubic (left) and PolyDiT (right)")
                 note = gr.Markdown(WELCOME, elem_id="note")
                 download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
         gr.on(
@@ -277,10 +253,5 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             api_name="upscale",
             show_progress_on=slider,
         )
-        made.success(
-            lambda: gr.DownloadButton(interactive=True, variant="primary"),
-            outputs=download,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        offer_when_done(made, download)
     return page

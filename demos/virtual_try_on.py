@@ -16,6 +16,7 @@ from polydit.core.media import OutputWriter
 from polydit.core.open_pipeline import choose_weights
 from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import before_after, offer_when_done, upload_picture
 from polydit.tasks.virtual_try_on import TASK
 from polydit.tasks.virtual_try_on.masks import read_mask
 
@@ -204,28 +205,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     interactive=False,
                     elem_id="people",
                 )
-                mask = gr.Image(
-                    label="Mask, instead of painting or besides",
-                    type="filepath",
-                    format="png",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=170,
-                    elem_id="mask",
-                )
+                mask = upload_picture("Mask, instead of painting or besides", "mask", 170)
             with gr.Column(scale=3, min_width=340):
-                garment = gr.Image(
-                    label="Garment",
-                    type="filepath",
-                    format="png",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=220,
-                    elem_id="garment",
-                )
-                # The files as they were uploaded. Gradio would open them first and tell of bad ones in its own words.
-                for picture in (mask, garment):
-                    picture.preprocess = lambda payload: payload.path if payload is not None else None
+                garment = upload_picture("Garment", "garment", 220)
                 wardrobe = gr.Gallery(
                     [str(file) for file in garments],
                     format="png",
@@ -258,16 +240,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     )
                 button = gr.Button("Dress", variant="primary", size="lg", elem_id="dress")
             with gr.Column(scale=4, min_width=360):
-                slider = gr.ImageSlider(
-                    label="Before (left) and after (right)",
-                    type="filepath",
-                    format="png",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    height=560,
-                    max_height=560,
-                    elem_id="comparison",
-                )
+                slider = before_after("Before (left) and after (right)")
                 note = gr.Markdown(WELCOME, elem_id="note")
                 download = gr.DownloadButton("Download PNG", interactive=False, elem_id="download")
         crowd.select(on_person, outputs=[editor, mask], api_visibility="private", show_progress="hidden")
@@ -279,10 +252,5 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             api_name="dress",
             show_progress_on=slider,
         )
-        made.success(
-            lambda: gr.DownloadButton(interactive=True, variant="primary"),
-            outputs=download,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        offer_when_done(made, download)
     return page

@@ -1,0 +1,67 @@
+"""Parts that the pages have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+__all__ = ["before_after", "examples", "offer_when_done", "upload_picture"]
+
+
+def upload_picture(
+    label: str, elem_id: str, height: int, sources: Sequence[str] = ("upload", "clipboard")
+) -> gr.Image:
+    """A picture whose value is the path of the file as it was uploaded."""
+    image = gr.Image(
+        label=label,
+        type="filepath",
+        format="png",
+        image_mode=None,
+        sources=list(sources),
+        height=height,
+        elem_id=elem_id,
+    )
+    # Gradio would open the file first and tell of bad ones in its own words.
+    image.preprocess = lambda payload: payload.path if payload is not None else None
+    return image
+
+
+def examples(files: Sequence[Path], image: gr.Image) -> None:
+    """Pictures to click on, for an upload."""
+    gr.Examples(
+        [[str(file)] for file in files],
+        inputs=[image],
+        label="Examples",
+        elem_id="examples",
+        api_visibility="private",
+    )
+
+
+def before_after(label: str, elem_id: str = "comparison", height: int = 560) -> gr.ImageSlider:
+    """Two pictures of equal size under a slider, each PNG as it was written."""
+    return gr.ImageSlider(
+        label=label,
+        type="filepath",
+        format="png",
+        buttons=["fullscreen"],
+        interactive=False,
+        height=height,
+        max_height=height,
+        elem_id=elem_id,
+    )
+
+
+def offer_when_done(made: Any, *downloads: gr.DownloadButton) -> None:
+    """Enable buttons when an event has succeeded; the first becomes the page's main one."""
+    made.success(
+        lambda: [
+            gr.DownloadButton(interactive=True, **({"variant": "primary"} if number == 0 else {}))
+            for number in range(len(downloads))
+        ],
+        outputs=list(downloads),
+        api_visibility="private",
+        show_progress="hidden",
+    )
