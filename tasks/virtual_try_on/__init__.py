@@ -81,7 +81,7 @@ TASK = TaskSpec(
             title="PolyDiT small, MC-VTON's token groups in pixel space",
             arxiv=None,
             config="small.yaml",
-            note="CPU default",
+            note="CPU default; weights in the package",
         ),
         System(
             name="MC-VTON",
