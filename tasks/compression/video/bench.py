@@ -26,7 +26,7 @@ from ....core.metrics.video import frame_psnr, optical_flow, warping_error
 from ..codec import quality_index
 from ..container import Container, Timing
 from ..rate_distortion import RateDistortion, plot
-from .real_clips import RawReader
+from .raw_video import RawReader
 from .video_file import GroupSpool
 from .video_io import GROUP, VideoSystem
 

@@ -4,7 +4,8 @@ from PIL import Image
 
 from polydit.core.errors import PolyditError
 from polydit.tasks.compression.video.bench import VideoPeer, bench_videos
-from polydit.tasks.compression.video.real_clips import RawReader, RealClips, clips_in
+from polydit.tasks.compression.video.raw_video import RawReader
+from polydit.tasks.compression.video.real_clips import RealClips, clips_in
 from polydit.tasks.compression.video.small_system import open_small
 
 from .conftest import drift, write_clip
