@@ -32,7 +32,8 @@ class GenCompositor(nn.Module):
         super().__init__()
         self.backbone, self.branch = backbone, branch
         backbone.layout, backbone.base_grid = "released", BASE_GRID
-        branch.branch.base_grid = BASE_GRID
+        side: Any = branch.branch
+        side.base_grid = BASE_GRID
 
     def hints(
         self,

@@ -91,7 +91,10 @@ class I3DFeatures(nn.Module):
             found = read_weights(weights, "VFID", I3D_FILE)
             kept = {k: v for k, v in found.items() if not k.startswith("logits.")}
             # Older files do without these counters, which evaluation does not read.
-            kept = {**{k: v for k, v in self.state_dict().items() if k.endswith("num_batches_tracked")}, **kept}
+            kept = {
+                **{k: v for k, v in self.state_dict().items() if k.endswith("num_batches_tracked")},
+                **kept,
+            }
             load_into(self, kept, "VFID", I3D_FILE)
         self.eval().requires_grad_(False)
 

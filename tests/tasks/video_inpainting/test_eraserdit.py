@@ -294,3 +294,66 @@ def test_wrong_channels_are_told():
         Formulation(residual_scale=0.2)
     with pytest.raises(PolyditError, match="fewer frames than the 8"):
         Formulation(frames=8, known=8)
+
+
+# -- what the mechanisms are for ---------------------------------------------------------------------------------
+
+
+def test_borders_of_windows_show_less_when_they_move():
+    """A network that answers by the place in its window leaves steps at fixed borders, and few at moving ones."""
+    from polydit.core.diffusion import sample
+    from polydit.core.time_windows import CircularShift, from_ring, to_ring
+
+    def biased(x, timestep):
+        place = torch.linspace(-1, 1, x.shape[2]).view(1, 1, -1, 1, 1)
+        return x - 0.3 - 0.2 * place  # clean data plus what does not belong there
+
+    torch.manual_seed(0)
+    noise = to_ring(torch.randn(1, 1, 25, 4, 4))
+    jumps = {}
+    for shift in (0, 4):
+        made = from_ring(
+            sample(CircularShift(biased, 12, shift), noise.clone(), Objective(prediction="x0"), 12), 25
+        )
+        steps = (
+            (made[:, :, 1:] - made[:, :, :-1] - (noise[:, :, 1:25] - noise[:, :, :24]))
+            .abs()
+            .mean((0, 1, 3, 4))
+        )
+        borders = torch.tensor([11, 23])
+        inside = torch.ones(24, dtype=torch.bool)
+        inside[borders] = False
+        jumps[shift] = float(steps[borders].mean() / steps[inside].mean())
+    assert jumps[0] > 5
+    assert jumps[4] < 0.5 * jumps[0]
+
+
+def test_a_focal_weight_learns_the_hole_first():
+    """Equal steps on equal data: the error inside of the mask falls further when it counts more."""
+    errors = {}
+    for focal in (None, (6.0, 1.0)):
+        torch.manual_seed(0)
+        model = tiny_dit(7, hidden_size=32)
+        form = Formulation(fill="black", frames=4, known=0, strength=1.0)
+        module = EraserDiT(model, Objective(prediction="x0"), None, form, focal=focal, focal_grow=0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.15)
+        for step in range(60):
+            generator = torch.Generator().manual_seed(step)
+            colour = torch.rand(4, 3, 1, 1, 1, generator=generator) * 2 - 1
+            clean = colour.expand(4, 3, 2, 16, 16).clone()
+            mask = torch.zeros(4, 1, 2, 16, 16)
+            mask[..., 4:8, 4:8] = 1
+            batch = {"video": clean, "clean": clean, "mask": mask}
+            x0, condition = module.target(batch), module.condition(batch)
+            raw = module.denoise(
+                torch.randn(x0.shape, generator=generator), torch.full((4,), 1000.0), condition
+            )
+            error = (raw - x0) ** 2
+            weight = module.element_weight(batch)
+            loss = (error if weight is None else error * weight).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+        errors[focal] = float((error.detach() * mask).sum() / mask.sum() / 3)
+    assert errors[6.0, 1.0] < 0.9 * errors[None]
