@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polydit.core.commands.failures import explain
+from polydit.core.jobs import subject_dest
 from polydit.core.media import OutputWriter
 from polydit.core.open_pipeline import choose_weights, open_pipeline
 from polydit.core.predict import predict_parser, run_one
@@ -64,11 +65,13 @@ class PredictSession:
         """Files that live as long as the session: what `make` writes into the folder it is given."""
         return make(Path(tempfile.mkdtemp(dir=self._root.name)))
 
-    def options(self, source: str | Path, output: str | Path, settings: dict[str, Any]) -> argparse.Namespace:
+    def options(
+        self, source: str | Path | None, output: str | Path, settings: dict[str, Any]
+    ) -> argparse.Namespace:
         """The options of the command, with its checks.
 
         Args:
-            source: the input.
+            source: the input; None where an option takes its place, such as a category.
             output: folder for the results.
             settings: by the name on the command line without dashes, ``{"color-fix": "adain"}``; None is left out.
 
@@ -77,19 +80,22 @@ class PredictSession:
         """
         return predict_parser(self.task).parse_args(self._words(source, output, settings))
 
-    def command(self, source: str | Path, output: str | Path, settings: dict[str, Any]) -> str:
+    def command(self, source: str | Path | None, output: str | Path, settings: dict[str, Any]) -> str:
         """The command that makes the same files."""
         if self.weights is not None:
             settings = {"weights": self.weights, **settings}
         return shlex.join(["polydit", self.task.name, "predict", *self._words(source, output, settings)])
 
     def run(
-        self, source: Path, settings: dict[str, Any], progress: Callable[[int, int], None] | None = None
+        self,
+        source: Path | None,
+        settings: dict[str, Any],
+        progress: Callable[[int, int], None] | None = None,
     ) -> Result:
-        """Run on one file.
+        """Run on one file, or on what an option names.
 
         Args:
-            source: the input.
+            source: the input; None where an option takes its place, such as a category.
             settings: see `options`.
             progress: called with (parts done, parts in all).
 
@@ -102,6 +108,8 @@ class PredictSession:
             options.progress = progress
             pipe, notes = self._pipeline(options)
             begin = time.perf_counter()
+            if source is None:
+                source = Path(getattr(options, subject_dest(self.task)))
             record = run_one(self.task, pipe, source, OutputWriter(folder), options)
             seconds = time.perf_counter() - begin
         files = [folder / name for name in record["files"]]
@@ -127,7 +135,7 @@ class PredictSession:
         return folder
 
     @staticmethod
-    def _words(source: str | Path, output: str | Path, settings: dict[str, Any]) -> list[str]:
+    def _words(source: str | Path | None, output: str | Path, settings: dict[str, Any]) -> list[str]:
         given = {"input": source, "output": output, **settings}
         words: list[str] = []
         for name, value in given.items():

@@ -70,12 +70,12 @@ def solid_of(mesh: Mesh, resolution: int = 96, seed: int = 0) -> Solid:
 def solid_of_points(points: Array, resolution: int = 96, seed: int = 0) -> Solid:
     """What a cloud (N, 3) in [-0.95, 0.95]^3 encloses: :func:`solid_of` with a shell as wide as points are apart.
 
-    The shell's half width is 1.3 times the distance to the third nearest neighbour that nine points in ten keep.
+    The shell's half width is 1.8 times the distance to the third nearest neighbour that nine points in ten keep.
     """
     from scipy.spatial import cKDTree
 
     apart = float(np.quantile(cKDTree(points).query(points, 4)[0][:, 3], 0.9))
-    shell = max(1.3 * apart, SHELL * 2 / resolution)
+    shell = max(1.8 * apart, SHELL * 2 / resolution)
     return _enclosed(
         np.asarray(points, np.float64), resolution, shell, np.random.default_rng(seed), 0.7 * shell
     )

@@ -40,6 +40,7 @@ EVALUATE_OPTIONS = (
         "--per-batch", "int", None, "average over batches of so many, as the released DiT-3D does with 64"
     ),
     Option("--train", "int", 50, "training shapes to compare the training set itself with", minimum=2),
+    Option("--pictures", "int", None, "also meshes from renderings of so many held-out shapes", minimum=1),
     Option("--weights", "path", None, "folder of a saved pipeline; default: the small weights of the task"),
     Option("--steps", "int", None, "denoising steps; default: what the weights were trained for", minimum=1),
     Option("--guidance-scale", "float", None, "1 is none; default: what the weights were made for"),
@@ -82,7 +83,7 @@ TASK = TaskSpec(
     datamodule="lightning.pytorch:LightningDataModule",
     pipeline=f"{_HERE}.triplane_pipeline:TriplanePipeline",
     predict=f"{_HERE}.predict:predict_one",
-    demo=None,
+    demo="polydit.demos.shape_3d:build",
     default_weights="demos/weights/shape_3d",
     default_config="small.yaml",
     predict_options=RUN_OPTIONS,

@@ -43,3 +43,11 @@ def test_super_resolution_is_linear_in_pixels():
     assert float(rows[-1][5]) < 1.6, rows  # a quick run is short: allow it a lot
     peaks = [int(row[6]) for row in rows]
     assert peaks[-1] - peaks[0] < 1500, rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_windows_are_cheaper_than_global_attention():
+    rows = {row[0]: row for row in table("bench_shape.py")}
+    (windows,) = (row for name, row in rows.items() if "in windows" in name)
+    assert float(windows[2]) > 1, windows
