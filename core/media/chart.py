@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -73,6 +74,7 @@ def line_chart(
     draw.text((size[0] / 2, 12), title, "black", font, anchor="mt")
     draw.text(((left + right) / 2, size[1] - 8), x_label, "black", small, anchor="mb")
     draw.text((left, top - 6), y_label, "black", small, anchor="lb")
+    labels: list[tuple[float, float, float, float]] = []
     for number, (name, points) in enumerate(kept.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = [place(x, y) for x, y in points]
@@ -84,8 +86,30 @@ def line_chart(
         for x, y in places:
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
             if not lines:
-                draw.text((x + 6, y - 6), name, "black", small, anchor="lm")
+                _label(draw, name, x, y, small, size[0], labels)
     return image
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    x: float,
+    y: float,
+    font: Any,
+    width: int,
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """A name beside its point, on the side that has room, moved down until it covers no other."""
+    length = draw.textlength(name, font=font)
+    left = x + 6 if x + 6 + length < width else x - 6 - length
+    box = (left, y - 7, left + length, y + 7)
+    while any(
+        box[0] < end and box[2] > start and box[1] < bottom and box[3] > top
+        for (start, top, end, bottom) in taken
+    ):
+        box = (box[0], box[1] + 14, box[2], box[3] + 14)
+    taken.append(box)
+    draw.text((left, (box[1] + box[3]) / 2), name, "black", font, anchor="lm")
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

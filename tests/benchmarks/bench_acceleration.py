@@ -312,9 +312,7 @@ def cache_dit_on(model: Any, threshold: float, steps: int) -> Any:
     )
     blocks = model.transformer_blocks
     adapter = BlockAdapter(transformer=model, blocks=blocks, forward_pattern=ForwardPattern.Pattern_3)
-    norm = blocks[0].norm1
     cache_dit.enable_cache(adapter, cache_config=settings)
-    model.transformer_blocks[0].norm1 = norm  # the model reads its output's modulation there
     try:
         yield None
     finally:
