@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
+if TYPE_CHECKING:
+    import gradio as gr
 
 __all__ = ["before_after", "examples", "offer_when_done", "upload_picture"]
 
@@ -15,6 +16,8 @@ def upload_picture(
     label: str, elem_id: str, height: int, sources: Sequence[str] = ("upload", "clipboard")
 ) -> gr.Image:
     """A picture whose value is the path of the file as it was uploaded."""
+    import gradio as gr
+
     image = gr.Image(
         label=label,
         type="filepath",
@@ -31,6 +34,8 @@ def upload_picture(
 
 def examples(files: Sequence[Path], image: gr.Image) -> None:
     """Pictures to click on, for an upload."""
+    import gradio as gr
+
     gr.Examples(
         [[str(file)] for file in files],
         inputs=[image],
@@ -42,6 +47,8 @@ def examples(files: Sequence[Path], image: gr.Image) -> None:
 
 def before_after(label: str, elem_id: str = "comparison", height: int = 560) -> gr.ImageSlider:
     """Two pictures of equal size under a slider, each PNG as it was written."""
+    import gradio as gr
+
     return gr.ImageSlider(
         label=label,
         type="filepath",
@@ -56,6 +63,8 @@ def before_after(label: str, elem_id: str = "comparison", height: int = 560) -> 
 
 def offer_when_done(made: Any, *downloads: gr.DownloadButton) -> None:
     """Enable buttons when an event has succeeded; the first becomes the page's main one."""
+    import gradio as gr
+
     made.success(
         lambda: [
             gr.DownloadButton(interactive=True, **({"variant": "primary"} if number == 0 else {}))

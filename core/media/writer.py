@@ -28,8 +28,8 @@ _PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
-    ".tif": {"compression": "tiff_deflate"},
-    ".tiff": {"compression": "tiff_deflate"},
+    ".tif": dict(compression="tiff_deflate"),  # noqa: C408 - as a string it would name a task
+    ".tiff": dict(compression="tiff_deflate"),  # noqa: C408
     ".gif": {},
 }
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
