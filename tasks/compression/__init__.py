@@ -60,7 +60,7 @@ BENCH_OPTIONS = (
     Option(
         "--qualities",
         "float",
-        (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7.5, 9),
+        (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7.5, 9),
         "where the curve is measured",
         many=True,
     ),
