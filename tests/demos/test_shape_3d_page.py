@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -113,9 +114,10 @@ def test_the_interface_gives_the_bytes_of_the_command(url: str, weights: Path, p
 
 
 @pytest.mark.browser
+@pytest.mark.timeout(600)
 @needs_browser
 def test_a_mesh_turns_in_a_browser(page: Any, url: str):
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(240_000)
     page.goto(url)
     page.locator("#make").click()
     page.locator("#note").get_by_text("faces").wait_for()
@@ -126,8 +128,6 @@ def test_a_mesh_turns_in_a_browser(page: Any, url: str):
     assert box["width"] > 100
     # Something is drawn: a picture of the viewer has more than its background. Headless browsers draw in software.
     page.wait_for_timeout(3000)
-    import io
-
     pixels = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("L"), np.float32)
     assert pixels.std() > 3
     page.locator("#files").get_by_text("chair_00.glb").wait_for()
