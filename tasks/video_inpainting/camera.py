@@ -56,8 +56,18 @@ def motions(frames: Tensor, hidden: Tensor, longest: int = 256) -> list[Tensor]:
     found, last = [], torch.eye(3, dtype=torch.float64)
     for first, second in pairwise(levels):
         last = _best(first, second, (torch.eye(3, dtype=torch.float64), last))
-        found.append(back @ last @ there)
+        found.append(_rounded(back @ last @ there))
     return found
+
+
+def _rounded(matrix: Tensor) -> Tensor:
+    """A matrix without its last digits: sums depend on where numbers lie in memory, and a seed shall mean the same.
+
+    Shifts are kept to 1/32 pixel, which is about what estimates are good for; the rest to as much at 256 pixels.
+    """
+    step = torch.full((3, 3), 2.0**-16, dtype=torch.float64)
+    step[:2, 2], step[2, :2] = 2.0**-5, 2.0**-24
+    return torch.round(matrix / matrix[2, 2] / step) * step
 
 
 def pyramid(grey: Tensor, seen: Tensor) -> list[tuple[Tensor, Tensor]]:
