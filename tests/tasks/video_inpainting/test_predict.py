@@ -52,12 +52,13 @@ def test_a_video_comes_back_with_the_holes_filled(run, files: Path, moving, tmp_
 def test_a_seed_means_the_same_and_mp4_keeps_rate_and_size(run, files: Path, tmp_path: Path):
     words = ("--input", files / "clip.mp4", "--track", "8,12,10,12@0", "--seed", "4")
     assert run(*words)[0] == 0
-    first = [frame.pixels for frame in VideoReader(tmp_path / "out/clip_inpainted.mp4")]
-    assert run(*words, "--overwrite")[0] == 0
-    again = [frame.pixels for frame in VideoReader(tmp_path / "out/clip_inpainted.mp4")]
-    # Where weights lie in memory decides the last bit of a sum, and that now and then a level before it is coded.
-    difference = np.abs(np.stack(first).astype(int) - np.stack(again))
-    assert difference.mean() < 0.05, difference.max()
+    assert run(*words, "--format", "frames", "--overwrite")[0] == 0
+    first = frames_of(tmp_path / "out/clip_inpainted")
+    assert run(*words, "--format", "frames", "--overwrite")[0] == 0
+    difference = np.abs(first.astype(int) - frames_of(tmp_path / "out/clip_inpainted"))
+    # Where weights lie in memory decides the last bit of a sum, and that now and then a level.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
     with VideoReader(tmp_path / "out/clip_inpainted.mp4") as reader:
         assert (reader.width, reader.height, reader.rate) == (56, 40, 10)
         assert len(list(reader)) == 12
