@@ -89,6 +89,9 @@ class D3DDiT(DiT):
         **kwargs: of :class:`DiT`.
     """
 
+    _no_split_modules = ["D3DBlock"]
+    _repeated_blocks = ["D3DBlock"]
+
     @extends(DiT)
     @register_to_config
     def __init__(

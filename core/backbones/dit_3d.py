@@ -141,7 +141,7 @@ class DiT3D(DiT):
         coordinates = voxel_coordinates(hidden_states[:, :3], resolution)
         voxels = voxelize(hidden_states, coordinates, resolution)
         predicted = super().forward(voxels, timestep, class_labels, **kwargs).sample
-        sample = devoxelize(predicted, coordinates)
+        sample = devoxelize(predicted, coordinates).to(predicted)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 

@@ -10,6 +10,8 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from polydit.core.backbones import DiT
+from polydit.core.backbones.d3d_dit import D3DDiT
+from polydit.core.backbones.dit_3d import DiT3D
 from polydit.core.backbones.dit4sr_sd3 import DiT4SR
 from polydit.core.conditioning import SideBranch, StreamDiT, TokenGroupDiT
 from polydit.core.conditioning.layer_group_dit import LayerGroupDiT
@@ -118,6 +120,25 @@ BACKBONES = {
         dit_call((2, 4, 3, 8, 8), condition=data(2, 4, 8, 8, seed=6)),
     ),
     "references": (ReferenceDiT, {**TINY, "position": "rope"}, dit_call()),
+    "points": (
+        DiT3D,
+        {**TINY, "hidden_size": 36, "patch_size": 4, "in_channels": 3, "num_classes": 5},
+        dit_call((2, 3, 40), **LABELS),
+    ),
+    "planes": (
+        D3DDiT,
+        {
+            **{k: v for k, v in TINY.items() if k != "input_size"},
+            "resolution": 4,
+            "semantic_channels": 12,
+            "pixel_channels": 6,
+        },
+        dit_call(
+            (2, 4, 4, 12),
+            encoder_hidden_states=data(2, 5, 12, seed=2),
+            pixel_hidden_states=data(2, 3, 6, seed=3),
+        ),
+    ),
     "dit4sr": (
         DiT4SR,
         {**SD3, "compat": "intended"},
