@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 from polydit.core.backbones import DiT
 from polydit.core.backbones.d3d_dit import D3DDiT
-from polydit.core.backbones.dit_3d import DiT3D
 from polydit.core.backbones.dit4sr_sd3 import DiT4SR
+from polydit.core.backbones.dit_3d import DiT3D
 from polydit.core.conditioning import SideBranch, StreamDiT, TokenGroupDiT
 from polydit.core.conditioning.layer_group_dit import LayerGroupDiT
 from polydit.core.conditioning.layer_stack import LayerStackDiT
