@@ -65,11 +65,15 @@ def offer_when_done(made: Any, *downloads: gr.DownloadButton) -> None:
     """Enable buttons when an event has succeeded; the first becomes the page's main one."""
     import gradio as gr
 
-    made.success(
-        lambda: [
+    def offer() -> Any:
+        buttons = [
             gr.DownloadButton(interactive=True, **({"variant": "primary"} if number == 0 else {}))
             for number in range(len(downloads))
-        ],
+        ]
+        return buttons if len(buttons) > 1 else buttons[0]  # gradio takes a list of one for a value
+
+    made.success(
+        offer,
         outputs=list(downloads),
         api_visibility="private",
         show_progress="hidden",
