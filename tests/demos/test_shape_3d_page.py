@@ -118,6 +118,12 @@ def test_the_interface_gives_the_bytes_of_the_command(url: str, weights: Path, p
 @needs_browser
 def test_a_mesh_turns_in_a_browser(page: Any, url: str):
     page.set_default_timeout(240_000)
+    # The viewer prefers WebGPU, complains that this browser has none, and takes WebGL.
+    page.add_init_script("""
+        Object.defineProperty(navigator, 'gpu', {get: () => undefined});
+        const say = console.error;
+        console.error = (...words) => String(words[0]).includes('WebGPU is not supported') || say(...words);
+    """)
     page.goto(url)
     page.locator("#make").click()
     page.locator("#note").get_by_text("faces").wait_for()
@@ -130,4 +136,4 @@ def test_a_mesh_turns_in_a_browser(page: Any, url: str):
     page.wait_for_timeout(3000)
     pixels = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("L"), np.float32)
     assert pixels.std() > 3
-    page.locator("#files").get_by_text("chair_00.glb").wait_for()
+    page.locator("#files").get_by_text("chair_00").first.wait_for()
