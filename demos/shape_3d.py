@@ -10,6 +10,7 @@ from polydit.core.errors import PolyditError
 from polydit.core.load import locate
 from polydit.core.open_pipeline import choose_weights
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import upload_picture
 from polydit.tasks.shape_3d import TASK
 
 if TYPE_CHECKING:
@@ -152,13 +153,8 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                         num = gr.Slider(1, 8, 2, step=1, label="Shapes")
                         by_name = gr.Button("Make shapes", variant="primary", elem_id="make")
                     with gr.Tab("From a picture", render_children=True, elem_id="from-picture"):
-                        picture = gr.Image(
-                            type="filepath",
-                            label="One object, cut out or on a plain background",
-                            sources=["upload", "clipboard"],
-                            image_mode=None,
-                            height=280,
-                            elem_id="picture",
+                        picture = upload_picture(
+                            "One object, cut out or on a plain background", "picture", 280
                         )
                         by_picture = gr.Button(
                             "Make the shape", variant="primary", elem_id="make-from-picture"
@@ -176,7 +172,9 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     label="The first shape", height=420, clear_color=(1, 1, 1, 1), elem_id="viewer"
                 )
                 files = gr.File(label="Meshes", file_count="multiple", elem_id="files")
-                sheet = gr.Image(label="All around", type="filepath", interactive=False, elem_id="sheet")
+                sheet = gr.Image(
+                    label="All around", type="filepath", format="png", interactive=False, elem_id="sheet"
+                )
                 note = gr.Markdown(elem_id="note")
         shared = [seed, steps, guidance, resolution, kind]
         shown = [viewer, files, sheet, note]

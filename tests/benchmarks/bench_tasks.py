@@ -80,6 +80,8 @@ CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
         "background and foreground",
         lambda pipe, s: pipe(s["picture"], s["mask"].astype(np.uint8) * 255, generator=s["generator"]),
     ),
+    "CompressionPipeline": ("coded and decoded, quality 5", lambda pipe, s: pipe(s["picture"])),
+    "VideoCompressionPipeline": ("two frames", lambda pipe, s: pipe([s["picture"], s["picture"]])),
     "IllustrationLayersPipeline": (
         "four layers",
         lambda pipe, s: pipe(s["picture"], generator=s["generator"]),
