@@ -221,7 +221,9 @@ class SyntheticClips:
             scale, angle = np.exp(-log_zoom) / ratio, turn + tilt
             rotation = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
             rotation = np.diag([mirror, 1.0]) @ rotation
-            offset = np.array([(cutout[1] - 1) / 2, (cutout[0] - 1) / 2]) - rotation @ (start + np.array([x, y]))
+            offset = np.array([(cutout[1] - 1) / 2, (cutout[0] - 1) / 2]) - rotation @ (
+                start + np.array([x, y])
+            )
             at = np.column_stack([rotation, offset])
             views.append(_after(at, _after(home, view)) if follow else at)
         return views
