@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.pictures import PictureCrops
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .codec import MULTIPLE
 from .data_sets import pictures_in
 
@@ -31,7 +30,7 @@ class Crops(Dataset[dict[str, Any]]):
         return {"picture": self.crops[index]["gt"]}
 
 
-class CompressionData(LightningDataModule):
+class CompressionData(TaskData):
     """Pictures of a corpus made by ``polydit corpus build``, of a folder, or of a data set (DIV2K, CLIC, Kodak).
 
     Args:
@@ -49,6 +48,8 @@ class CompressionData(LightningDataModule):
     Raises:
         PolyditError: the crop does not fit the codec.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -95,24 +96,3 @@ class CompressionData(LightningDataModule):
                 )
             )
             self.val_set = Crops(PictureCrops(held_out, center=True, **options))
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Crops drawn at random; a resumed run goes on with the next ones."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            numbered=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The middle of each held-out picture."""
-        return DataLoader(self.val_set, self.batch_size, num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The same."""
-        return self.val_dataloader()

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.composites import CompositeOptions, Compositor
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .mulan import MulanLayers, find_mulan
 from .real_pairs import RemovalPairs, find_rord
 from .shadows import ShadowOptions
@@ -59,7 +58,7 @@ class Mixed(Dataset[dict[str, Any]]):
         return self.first[index]
 
 
-class LayerDecompData(LightningDataModule):
+class LayerDecompData(TaskData):
     """Simulated layers, and real ones beside them.
 
     Args:
@@ -146,20 +145,3 @@ class LayerDecompData(LightningDataModule):
     def _compositor(self, split: str) -> Compositor:
         # The bank holds what is drawn; decoded files are not needed twice soon.
         return Compositor.from_corpus(self.path, split, self.size, composite_options(), cache_megabytes=300)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Endless in effect; resumes where it stopped."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The same samples every time."""
-        return DataLoader(self.val_set, batch_size=min(8, self.batch_size))
-
-    test_dataloader = val_dataloader

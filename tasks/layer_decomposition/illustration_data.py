@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.corpus.illustrations import compose
 from ...core.data.corpus.manifest import load_manifest, split_of
 from ...core.errors import PolyditError
 from ...core.media.layer_files import read_layers
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .cartoons import cel_shading, draw_cartoon, stack, under_lines
 from .illustration import ROLES
 
@@ -209,7 +208,7 @@ class HeldOut(Dataset[dict[str, Any]]):
         return {"layers": torch.from_numpy(layers).permute(3, 0, 1, 2)}
 
 
-class IllustrationData(LightningDataModule):
+class IllustrationData(TaskData):
     """Illustrations for training.
 
     Args:
@@ -260,26 +259,8 @@ class IllustrationData(LightningDataModule):
         self.train_set = Illustrations(
             train, self.side, self.samples_per_epoch, self.drawn, self.largest, self.seed
         )
-        self.val_set: Dataset[dict[str, Any]]
         if train:
             val = illustration_files(self.path, "val")[: self.held_out]
             self.val_set = HeldOut(val, HELD_OUT_SIDE)
         else:
             self.val_set = Illustrations([], self.side, self.held_out, 1.0, seed=self.seed + 1)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Crops in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out drawings."""
-        return DataLoader(self.val_set, batch_size=4)
-
-    test_dataloader = val_dataloader

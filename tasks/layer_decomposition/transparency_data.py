@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.images import read_image, to_uint8
 from ...core.data.picture_lists import pictures_of
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 
 __all__ = ["TransparencyData", "TransparentPictures", "draw_transparent"]
 
@@ -84,7 +83,7 @@ class TransparentPictures(Dataset[dict[str, Any]]):
         return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
-class TransparencyData(LightningDataModule):
+class TransparencyData(TaskData):
     """Transparent pictures for training.
 
     Args:
@@ -136,20 +135,3 @@ class TransparencyData(LightningDataModule):
             list(train), self.side, self.samples_per_epoch, self.drawn, self.seed
         )
         self.val_set = TransparentPictures(list(val), self.side, self.held_out, self.drawn, self.seed + 1)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Crops in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out pictures."""
-        return DataLoader(self.val_set, batch_size=8)
-
-    test_dataloader = val_dataloader

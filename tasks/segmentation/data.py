@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from ...core.data.composites import CompositeOptions, Compositor
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .folders import MaskFolder, find_layout
 from .samples import CompositeSamples, FolderSamples
 
 __all__ = ["SegmentationData"]
 
 
-class SegmentationData(LightningDataModule):
+class SegmentationData(TaskData):
     """Composites of a corpus made by ``polydit corpus build``, or pictures with masks.
 
     Args:
@@ -76,8 +75,6 @@ class SegmentationData(LightningDataModule):
                     f"--data.{option} {given}: no such folder; give one of pictures and masks"
                     + (", or make a corpus with `polydit corpus build`" if option == "path" else "")
                 )
-        self.train_set: Dataset[Any]
-        self.val_set: Dataset[Any]
         if (self.path / "manifest.jsonl").is_file():
             train = Compositor.from_corpus(
                 self.path, "train", self.size, self.composites, cache_megabytes=self.cache_megabytes
@@ -136,20 +133,3 @@ class SegmentationData(LightningDataModule):
         if folder.unmatched:
             print(f"{len(folder.unmatched)} files without a partner, {folder.unmatched[0]} first")  # noqa: T201
         return folder
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out samples."""
-        return DataLoader(self.val_set, batch_size=4)
-
-    test_dataloader = val_dataloader

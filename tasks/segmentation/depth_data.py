@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.composites import CompositeOptions, Compositor, recolor
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .depth_scenes import draw_scene
 from .folders import MaskFolder, find_layout, read_mask
 
@@ -26,7 +25,7 @@ TARGET = "depth_large_1024"
 """The folder that the refined depth is compared with, where there is one."""
 
 
-class DepthSegmentationData(LightningDataModule):
+class DepthSegmentationData(TaskData):
     """Samples ``picture`` (3, H, W) in [-1, 1], ``mask``, ``depth`` and ``depth_target`` (1, H, W) in [0, 1].
 
     Args:
@@ -76,8 +75,6 @@ class DepthSegmentationData(LightningDataModule):
                 f"--data.path {self.path}: no such folder; give one of pictures, masks and depth, or make a corpus "
                 "with `polydit corpus build`"
             )
-        self.train_set: Dataset[Any]
-        self.val_set: Dataset[Any]
         if (self.path / "manifest.jsonl").is_file():
             for split, options, length in (
                 ("train", self.composites, self.samples_per_epoch),
@@ -95,23 +92,6 @@ class DepthSegmentationData(LightningDataModule):
         except PolyditError:
             held_out = train
         self.val_set = DepthFolderSamples(held_out, self.size, False, self.seed, self.held_out)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out samples, the same every time."""
-        return DataLoader(self.val_set, self.batch_size)
-
-    test_dataloader = val_dataloader
 
 
 class DepthSceneSamples(Dataset[dict[str, Tensor]]):

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .pool import PoolOptions, build_pool
 from .shapes import LAYOUTS, SYNSETS, Shape, find_shapes, procedural_shapes
 
@@ -133,7 +132,7 @@ def fit_cloud(points: Array) -> Array:
     return ((points - (low + high) / 2) * (1.9 / max(float((high - low).max()), 1e-12))).astype(np.float32)
 
 
-class CloudData(LightningDataModule):
+class CloudData(TaskData):
     """Clouds for training, and held-out ones of the same categories.
 
     Args:
@@ -155,6 +154,8 @@ class CloudData(LightningDataModule):
     Raises:
         PolyditError: an option is unknown.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -241,23 +242,3 @@ class CloudData(LightningDataModule):
                 clouds += [entry.points for entry in entries]
                 names += of
         return clouds, names, len(clouds) - len(families)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples whose draws depend on their number and the seed only."""
-        assert self.train_set is not None
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            numbered=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The held-out clouds."""
-        return DataLoader(self.val_set, batch_size=self.batch_size)
-
-    test_dataloader = val_dataloader

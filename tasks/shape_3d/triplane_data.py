@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .pictures import prepare_picture
 from .pool import Entry, PoolOptions, build_pool
 from .shapes import LAYOUTS, Shape, find_shapes, procedural_shapes
@@ -90,7 +89,7 @@ class SolidSet(Dataset[dict[str, Tensor]]):
         return found
 
 
-class SolidData(LightningDataModule):
+class SolidData(TaskData):
     """Solids for training, and held-out ones of the same categories.
 
     Args:
@@ -115,6 +114,8 @@ class SolidData(LightningDataModule):
     Raises:
         PolyditError: an option is unknown.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -183,23 +184,3 @@ class SolidData(LightningDataModule):
                 entries += made
                 names += of
         return entries, names, len(entries) - len(families)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples whose draws depend on their number and the seed only."""
-        assert self.train_set is not None
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            numbered=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The held-out shapes."""
-        return DataLoader(self.val_set, batch_size=self.batch_size)
-
-    test_dataloader = val_dataloader

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
 from ...core.data.corpus.manifest import load_manifest
 from ...core.data.degradation import PRESETS
@@ -20,7 +18,7 @@ from ...core.data.pairs import LAYOUTS, Pair, find_pairs, match
 from ...core.data.picture_lists import pictures_of
 from ...core.data.streaming import ShardedPictures, is_sharded_folder
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .crops import DegradedCrops, PairedCrops, StreamedCrops, held_out_crops, held_out_pairs
 
 __all__ = ["SuperResolutionData"]
@@ -30,7 +28,7 @@ HELD_OUT_COUNT = 16
 Item = TypeVar("Item")
 
 
-class SuperResolutionData(LightningDataModule):
+class SuperResolutionData(TaskData):
     """Pictures and how they are degraded, or pictures that come in pairs.
 
     Args:
@@ -128,7 +126,6 @@ class SuperResolutionData(LightningDataModule):
             "cache_megabytes": self.cache_megabytes,
             "strict": self.strict,
         }
-        self.train_set: Dataset[Any]
         if is_sharded_folder(self.source):
             self._set_up_shards()
             return
@@ -290,25 +287,6 @@ class SuperResolutionData(LightningDataModule):
         large = [item for item in items if sides[id(item)] >= wanted]
         chosen = (large or items)[:HELD_OUT_COUNT]
         return chosen, min(wanted, *(sides[id(item)] for item in chosen))
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Crops in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            order=self.order,
-            numbered=self.order is not None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out crops."""
-        return DataLoader(self.val_set, batch_size=4)
-
-    test_dataloader = val_dataloader
 
 
 def split(items: list[Item]) -> tuple[list[Item], list[Item]]:

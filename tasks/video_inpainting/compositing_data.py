@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.masks import bounding_box, dilate
 from ...core.data.synthetic_clips import ClipOptions, SyntheticClip, SyntheticClips
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .compositing import centred, gamma_adjusted, guess_of
 
 __all__ = ["CompositingData", "CompositingSamples", "cut_elements"]
@@ -85,7 +83,7 @@ class CompositingSamples(Dataset[dict[str, Tensor]]):
         }
 
 
-class CompositingData(LightningDataModule):
+class CompositingData(TaskData):
     """Synthetic clips of a corpus' photographs and cut-outs.
 
     Args:
@@ -144,20 +142,3 @@ class CompositingData(LightningDataModule):
             self.path, split, size=self.size, options=options, cache_megabytes=self.cache_megabytes
         )
         return CompositingSamples(clips, count, seed, self.gamma, self.inflate)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out samples."""
-        return DataLoader(self.val_set, batch_size=self.batch_size)
-
-    test_dataloader = val_dataloader

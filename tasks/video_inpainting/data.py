@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
 from ...core.data.synthetic_clips import ClipOptions, SyntheticClips
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .layouts import find_clips
 from .samples import FolderClips, SyntheticSamples
 
 __all__ = ["VideoInpaintingData"]
 
 
-class VideoInpaintingData(LightningDataModule):
+class VideoInpaintingData(TaskData):
     """Clips with masks and what is behind them.
 
     Args:
@@ -79,8 +75,6 @@ class VideoInpaintingData(LightningDataModule):
             raise PolyditError(
                 f"--data.path {self.path}: no such folder; name a data set, or make one with `polydit corpus build`"
             )
-        self.train_set: Dataset[Any]
-        self.val_set: Dataset[Any]
         if (self.path / "manifest.jsonl").is_file():
             self.train_set = self._synthetic("train", self.samples_per_epoch, self.seed)
             self.val_set = self._synthetic("val", self.held_out, self.seed + 1)
@@ -118,20 +112,3 @@ class VideoInpaintingData(LightningDataModule):
             cache_megabytes=self.cache_megabytes,
         )
         return SyntheticSamples(clips, count, seed, self.fill, self.objects, self.grow)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out samples."""
-        return DataLoader(self.val_set, batch_size=self.batch_size)
-
-    test_dataloader = val_dataloader

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.data.held import HeldPictures
 from ...core.data.images import image_size, read_image, to_uint8
 from ...core.errors import PolyditError
-from ...core.training.resume import resumable_loader
+from ...core.training.data import TaskData
 from .fitting import fit_garment, fit_mask, fit_person
 from .layouts import DRESSCODE_CATEGORIES, TryOnPair, dresscode, mask_of, usable, viton_hd
 from .synthetic.scene import MASKS, Scene, draw_scene
@@ -165,7 +164,7 @@ class PhotographedPairs(Dataset[dict[str, Tensor]]):
         return fit_garment(to_uint8(read_image(path)[0]), self.size)
 
 
-class TryOnData(LightningDataModule):
+class TryOnData(TaskData):
     """Pairs for try-on; subclasses say in ``setup`` what ``train_set`` and ``val_set`` are.
 
     Args:
@@ -191,24 +190,6 @@ class TryOnData(LightningDataModule):
         self.size = (height, width)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Pairs in an order that depends on the seed only."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            seed=self.seed,
-            numbered=isinstance(self.train_set, DrawnPairs),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out pairs."""
-        return DataLoader(self.val_set, batch_size=min(self.batch_size, 16))
-
-    test_dataloader = val_dataloader
-
 
 class SyntheticTryOn(TryOnData):
     """Drawn people and garments.
@@ -225,6 +206,8 @@ class SyntheticTryOn(TryOnData):
         num_workers: processes that prepare pairs.
         seed: of all draws.
     """
+
+    drawn = True
 
     def __init__(
         self,

@@ -87,11 +87,8 @@ def page(chromium: Any) -> Iterator[Any]:
     opened.on("request", look)
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(60_000)
     yield opened
     opened.close()
-    errors = [
-        line for line in errors if "ERR_INCOMPLETE_CHUNKED_ENCODING" not in line
-    ]  # a server that ended first
     assert errors == []
     assert foreign == []

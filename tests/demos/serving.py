@@ -51,5 +51,8 @@ def served(uploads: Path, *words: object) -> Iterator[str]:
         yield address
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        try:
+            rest, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, rest

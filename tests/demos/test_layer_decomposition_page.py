@@ -129,7 +129,10 @@ def test_hide_fade_blend_drag_export(page: Any, url: str, files: dict[str, Path]
     page.goto(url)
     expect(page.get_by_role("heading", name="Layer decomposition")).to_be_visible()
     expect(page.locator("#examples img")).to_have_count(3)
+    # An editor that is not set up yet loses what comes, and one that holds a picture offers the size of its brush.
+    expect(page.locator("#picture").get_by_label("Brush", exact=True)).to_be_visible()
     page.locator("#examples button").first.click()
+    expect(page.locator("#picture").get_by_label("Brush Size")).to_be_visible()
     page.get_by_role("button", name="Decompose").click()
     expect(page.locator("#note")).to_contain_text("2 layers in")
     rows = page.locator("#stage .layers li")

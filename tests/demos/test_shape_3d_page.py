@@ -113,7 +113,6 @@ def test_the_interface_gives_the_bytes_of_the_command(url: str, weights: Path, p
     client.close()
 
 
-@pytest.mark.slow  # WebGL without a graphics card takes both cores for a minute
 @pytest.mark.browser
 @pytest.mark.timeout(600)
 @needs_browser

@@ -209,7 +209,7 @@ NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate mem
 FAILURES = [
     (PolyditError("a.png: broken;\n  get it again"), 2, "polydit: error: a.png: broken; get it again"),
     (FileNotFoundError(2, "No such file", "a.png"), 2, "polydit: error: a.png: no such file or folder"),
-    (PermissionError(13, "Permission denied", "/root/a"), 2, "polydit: error: /root/a: permission denied"),
+    (PermissionError(13, "Permission denied", "/closed/a"), 2, "polydit: error: /closed/a: permission denied"),
     (IsADirectoryError(21, "Is a directory", "a"), 2, "polydit: error: a: is a folder, and a file is needed"),
     (OSError(28, "No space left on device", "o/a.png"), 2, "polydit: error: o/a.png: the disk is full"),
     (NO_GRADIO, 2, "polydit: error: gradio is not installed; pip install 'polydit[demo]'"),

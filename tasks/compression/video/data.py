@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ....core.data.composites import CompositeOptions
 from ....core.data.synthetic_clips import ClipOptions, SyntheticClips
 from ....core.errors import PolyditError
-from ....core.training.resume import resumable_loader
+from ....core.training.data import TaskData
 from ..codec import MULTIPLE
 
 __all__ = ["VideoClips", "VideoCompressionData"]
@@ -39,7 +38,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         return {"frames": torch.from_numpy(clip.frames.transpose(0, 3, 1, 2).copy())}
 
 
-class VideoCompressionData(LightningDataModule):
+class VideoCompressionData(TaskData):
     """Clips by camera motion and moving cut-outs over the photographs of a corpus.
 
     Args:
@@ -56,6 +55,8 @@ class VideoCompressionData(LightningDataModule):
     Raises:
         PolyditError: the size does not fit the codec, or a clip has no second frame.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -100,23 +101,3 @@ class VideoCompressionData(LightningDataModule):
             )
             sets.append(VideoClips(clips, count, seed))
         self.train_set, self.val_set = sets
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Clips drawn at random; a resumed run goes on with the next ones."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Clips over held-out photographs and cut-outs, the same every time."""
-        return DataLoader(self.val_set, self.batch_size, num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The same."""
-        return self.val_dataloader()

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ....core.data.clips import Clip
 from ....core.data.video import is_video
 from ....core.errors import PolyditError
-from ....core.training.resume import resumable_loader
+from ....core.training.data import TaskData
 
 __all__ = ["RealClipData", "RealClips", "clips_in"]
 
@@ -86,7 +85,7 @@ class RealClips(Dataset[dict[str, Any]]):
         return {"frames": torch.from_numpy(crop.transpose(0, 3, 1, 2).copy())}
 
 
-class RealClipData(LightningDataModule):
+class RealClipData(TaskData):
     """Crops of real clips; see `clips_in` for the layouts.
 
     Args:
@@ -102,6 +101,8 @@ class RealClipData(LightningDataModule):
     Raises:
         PolyditError: the size does not fit the codec.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -130,23 +131,3 @@ class RealClipData(LightningDataModule):
                 ("val", self.val_samples, 2**20),
             )
         )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Samples drawn at random; a resumed run goes on with the next ones."""
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out samples, the same every time."""
-        return DataLoader(self.val_set, self.batch_size, num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The same."""
-        return self.val_dataloader()

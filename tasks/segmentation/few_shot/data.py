@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ....core.errors import PolyditError
-from ....core.training.resume import resumable_loader
+from ....core.training.data import TaskData
 from .composed import corpus_episodes, drawn_episodes
 from .episodes import EpisodeGroups, EpisodeSet, EpisodeSource, EveryPicture, FolderEpisodes
 from .layouts import FOLDS, LAYOUTS
@@ -57,7 +56,7 @@ def held_out(
     return EpisodeSet(source, episodes, shots, size, seed)
 
 
-class FewShotData(LightningDataModule):
+class FewShotData(TaskData):
     """Episodes for training and, of other classes, for validation.
 
     Args:
@@ -78,6 +77,8 @@ class FewShotData(LightningDataModule):
     Raises:
         PolyditError: an option is unknown or does not go with another one.
     """
+
+    drawn = True
 
     def __init__(
         self,
@@ -114,7 +115,6 @@ class FewShotData(LightningDataModule):
             PolyditError: a folder is missing, or holds nothing that can be used.
         """
         source: Any = episodes_of(self.path, self.layout, "train", self.fold)
-        self.train_set: Dataset[Any]
         if self.layout in COMPOSED:
             self.train_set = EpisodeGroups(
                 source,
@@ -135,19 +135,4 @@ class FewShotData(LightningDataModule):
         """Episodes in an order that depends on the seed only: they are drawn at random by their numbers."""
         if isinstance(self.train_set, EpisodeGroups) and self.trainer is not None:
             self.train_set.batch = self.batch_size * self.trainer.world_size  # of one size on all processes
-        return resumable_loader(
-            self.train_set,
-            self.trainer,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            numbered=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The fixed held-out episodes."""
-        return DataLoader(self.val_set, batch_size=8)
-
-    test_dataloader = val_dataloader
+        return super().train_dataloader()
