@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +95,13 @@ def read_codec(folder: str | Path, kind: type[Codec]) -> Codec:
             )
     try:
         settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        codec = kind(**{name: value for name, value in settings.items() if not name.startswith("_")})
+        given = {name: value for name, value in settings.items() if not name.startswith("_")}
+        if strange := sorted(set(given) - set(inspect.signature(kind).parameters)):
+            raise PolyditError(
+                f"{folder}: holds a {settings.get('_class_name', 'codec')} ({strange[0]}), which codes something else; give "
+                "weights for what you have, or leave --weights out"
+            )
+        codec = kind(**given)
         codec.load_state_dict(load_file(file))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]

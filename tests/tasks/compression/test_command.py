@@ -221,6 +221,13 @@ def test_weights_of_another_training_are_refused(run, photo: Path, tmp_path: Pat
     assert "give the folder of the right ones with --weights" in said
 
 
+def test_weights_of_the_other_codec_are_named(run, photo: Path, tmp_path: Path, root: Path):
+    videos = root / "demos/weights/compression_video"
+    code, said = run("encode", photo, tmp_path / "a.pdc", weights=videos)
+    assert code == 2
+    assert "holds a VideoCodec" in said
+
+
 def test_a_full_disk_leaves_nothing(run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import os
 
