@@ -98,8 +98,8 @@ def read_codec(folder: str | Path, kind: type[Codec]) -> Codec:
         given = {name: value for name, value in settings.items() if not name.startswith("_")}
         if strange := sorted(set(given) - set(inspect.signature(kind).parameters)):
             raise PolyditError(
-                f"{folder}: holds a {settings.get('_class_name', 'codec')} ({strange[0]}), which codes something else; give "
-                "weights for what you have, or leave --weights out"
+                f"{folder}: holds a {settings.get('_class_name', 'codec')} ({strange[0]}), which codes something "
+                "else; give weights for what you have, or leave --weights out"
             )
         codec = kind(**given)
         codec.load_state_dict(load_file(file))
