@@ -47,6 +47,20 @@ def fourier_features(points: Tensor, frequencies: int) -> Tensor:
     return torch.cat([points, angles.sin(), angles.cos()], dim=-1)
 
 
+def plane_places(resolution: int, frequencies: int) -> Tensor:
+    """(3 r r, 3 + 6 K + 3): features of the pixels of three planes, zero where a plane does not tell, as of normals."""
+    centres = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    high, wide = torch.meshgrid(centres, centres, indexing="ij")
+    places = []
+    for axes in PLANES:
+        points, known = torch.zeros(resolution, resolution, 3), torch.zeros(3)
+        points[..., axes[0]], points[..., axes[1]] = wide, high
+        known[list(axes)] = 1
+        told = torch.cat([known, known.repeat_interleave(frequencies).repeat(2)])
+        places.append((fourier_features(points, frequencies) * told).flatten(0, 1))
+    return F.pad(torch.cat(places), (0, 3))
+
+
 def side_by_side(planes: Tensor) -> Tensor:
     """Three planes (B, 3, C, H, W) as one picture (B, C, H, 3 W): they never share a channel."""
     return planes.permute(0, 2, 3, 1, 4).flatten(3)
@@ -119,6 +133,18 @@ class PointEncoder(nn.Module):
         self.cross_attn = PointBlock(width, heads, cross=True)
         self.self_attn = nn.ModuleList(PointBlock(width, heads) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
+
+    @torch.no_grad()
+    def look_near(self, places: Tensor) -> None:
+        """Start with attention to points like these: tokens are what they embed to, and keys are queries.
+
+        Args:
+            places: (tokens, F): features such as points have.
+        """
+        for linear in (self.proj_in, self.cross_attn.attn.to_k):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        self.tokens.copy_(places @ self.proj_in.weight.T)
+        self.cross_attn.attn.to_q.weight.copy_(self.cross_attn.attn.to_k.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, P, F) -> (B, tokens, D)."""
@@ -216,6 +242,8 @@ class TriplaneVAE(ModelMixin, ConfigMixin):
         scaling_factor: latents that a diffusion model sees are (z - shift) times it; where ``scaling``, kept with the
             weights, starts. Training sets it by the latents that it sees.
         shift_factor: see there.
+        local_tokens: start the encoder's tokens so that each looks at the points near its pixel, instead of anywhere as
+            published; the first hundreds of steps then do what took twice as many.
     """
 
     _supports_gradient_checkpointing = True
@@ -240,11 +268,14 @@ class TriplaneVAE(ModelMixin, ConfigMixin):
         head_width: int = 64,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        local_tokens: bool = False,
     ) -> None:
         super().__init__()
         width = num_heads * head_dim
         features = 3 * (2 * frequencies + 1) + 3
         self.encoder = PointEncoder(3 * resolution**2, features, num_heads, width, num_layers)
+        if local_tokens:
+            self.encoder.look_near(plane_places(resolution, frequencies))
         self.to_moments = nn.Conv2d(width, 2 * latent_channels, 1)
         self.from_latents = nn.Conv2d(latent_channels, width, 1)
         self.decoder = PlaneDecoder(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from polydit.core.autoencoders.triplane import (
+    PLANES,
     TriplaneVAE,
     apart,
     fourier_features,
@@ -166,6 +167,27 @@ def test_the_encoder_does_not_see_the_order_of_points(vae):
         one, _ = model.moments(inputs["points"], inputs["normals"])
         other, _ = model.moments(inputs["points"][:, order], inputs["normals"][:, order])
     torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_local_tokens_look_at_points_near_their_pixel(local):
+    torch.manual_seed(0)
+    side = 6
+    vae = TriplaneVAE(**{**TINY_VAE, "resolution": side}, local_tokens=local)
+    points = torch.rand(1, 800, 3) * 2 - 1
+    features = torch.cat([fourier_features(points, TINY_VAE["frequencies"]), torch.zeros(1, 800, 3)], dim=-1)
+    block = vae.encoder.cross_attn
+    query = block.attn.to_q(block.norm1(vae.encoder.tokens))
+    key = block.attn.to_k(block.norm1_c(vae.encoder.proj_in(features[0])))
+    # Where a token looks, on average:
+    seen = (query @ key.T / TINY_VAE["head_dim"] ** 0.5).softmax(-1).detach() @ points[0]
+    centres = (torch.arange(side) + 0.5) / side * 2 - 1
+    high, wide = (grid.flatten() for grid in torch.meshgrid(centres, centres, indexing="ij"))
+    for plane, (across, up) in enumerate(PLANES):
+        found = seen[plane * side**2 : (plane + 1) * side**2]
+        for axis, true in ((across, wide), (up, high)):
+            nearness = float(torch.corrcoef(torch.stack([found[:, axis], true]))[0, 1])
+            assert (nearness > 0.8) == local, nearness
 
 
 def test_planes_side_by_side_and_apart_again():
