@@ -120,8 +120,10 @@ class Parameterization:
         return {"path": self.path.config(), "prediction": self.prediction, "time": asdict(self.time)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Parameterization:
-        """Inverse of :meth:`config`."""
+    def from_config(cls, config: dict[str, Any] | None) -> Parameterization:
+        """Inverse of :meth:`config`; None is the default."""
+        if not config:
+            return cls()
         return cls(path_from_config(config["path"]), config["prediction"], TimeConvention(**config["time"]))
 
     def _signed(self, value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.errors import PolyditError
 from ...core.media.layer_files import LayerStack, PictureLayer
+from ...core.pipeline import LoadsLora
 from .illustration import BLEND_MODES, ROLES, LayerCode, predict, shown
 
 __all__ = ["IllustrationLayersOutput", "IllustrationLayersPipeline", "as_stack"]
@@ -37,7 +38,7 @@ class IllustrationLayersOutput(BaseOutput):
     blend_modes: tuple[str, ...]
 
 
-class IllustrationLayersPipeline(DiffusionPipeline):
+class IllustrationLayersPipeline(LoadsLora, DiffusionPipeline):
     """Flat colour, shadow, highlight and line art of an illustration on white paper.
 
     Args:
@@ -59,15 +60,7 @@ class IllustrationLayersPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(parameterization=parameterization, size=size)
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> Any:
-        """Attach a LoRA file to the transformer; see :func:`polydit.core.adapters.load_lora`."""
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @torch.no_grad()
     def __call__(

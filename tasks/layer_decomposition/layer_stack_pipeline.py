@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from PIL import Image
 
 from ...core.errors import PolyditError
 from ...core.media.layer_files import LayerStack, PictureLayer
+from ...core.pipeline import LoadsLora
 
 __all__ = ["LayerStackPipeline"]
 
 
-class LayerStackPipeline(QwenImageLayeredPipeline):
+class LayerStackPipeline(LoadsLora, QwenImageLayeredPipeline):
     """Qwen-Image-Layered (arXiv 2512.15603) as diffusers runs it, with its answer as a stack of layers.
 
     Opens a folder of ``QwenImageLayeredPipeline`` as it is.
@@ -46,12 +46,6 @@ class LayerStackPipeline(QwenImageLayeredPipeline):
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_modules(roles=roles)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> object:
-        """Attach a LoRA file to the transformer; see :func:`polydit.core.adapters.load_lora`."""
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     def decompose(
         self,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
@@ -18,17 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.alpha import area_resize, fill_smoothly, recompose, solve_layers, split
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import read_image, to_uint8
 from ...core.data.masks import Box, bounding_box
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from .formulation import Formulation, Layers
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["LayerDecompositionOutput", "LayerDecompositionPipeline"]
 
@@ -53,7 +50,7 @@ class LayerDecompositionOutput(BaseOutput):
     empty: bool = False
 
 
-class LayerDecompositionPipeline(DiffusionPipeline):
+class LayerDecompositionPipeline(TaskPipeline):
     """Take an object with its shadow and reflection off its background.
 
     Args:
@@ -83,24 +80,7 @@ class LayerDecompositionPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, types=types, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = Formulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the transformer, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this transformer.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @torch.no_grad()
     def __call__(

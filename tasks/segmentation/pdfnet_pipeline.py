@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,21 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.errors import PolyditError
+from ...core.pipeline import LoadsLora
 from .depth import DepthSource, open_depth
 from .guided import guided_upsample
 from .pdfnet import standardized
 from .pipeline import Picture, SegmentationOutput, checked_box, to_float, to_tensor
 from .predict import Segmented, parse_numbers
 
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
-
 __all__ = ["PDFNetPipeline", "segment"]
 
 DETAILS = ("guided", "none")
 
 
-class PDFNetPipeline(DiffusionPipeline):
+class PDFNetPipeline(LoadsLora, DiffusionPipeline):
     """Find the object in pictures of any size, from the pictures and their depth.
 
     Args:
@@ -45,16 +42,6 @@ class PDFNetPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer)
         self.register_to_config(side=side, may_lack_depth=may_lack_depth)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the network.
-
-        Raises:
-            PolyditError: the file is not a LoRA of it; lists the first three modules that do not match.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.diffdis_unet import DiffdisUNet
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Parameterization
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from ...core.tiling import blend_weights, plan_tiles
 from .backbone import PretrainedDichotomy
 from .diffdis_sd import UNetDichotomy
 from .formulation import Formulation
 from .guided import guided_upsample, uncertainty
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["SegmentationOutput", "SegmentationPipeline"]
 
@@ -55,7 +51,7 @@ class SegmentationOutput(BaseOutput):
     edges: list[Any]
 
 
-class SegmentationPipeline(DiffusionPipeline):
+class SegmentationPipeline(TaskPipeline):
     """Find the object in pictures of any size.
 
     The picture is seen once as a whole; larger ones get their detail from tiles that are told what was found
@@ -86,14 +82,7 @@ class SegmentationPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, parts=parts, vae=vae, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = Formulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @property
     def network(self) -> nn.Module:
@@ -112,16 +101,6 @@ class SegmentationPipeline(DiffusionPipeline):
         patch = network.patch[-1] if isinstance(network, PretrainedTransformer) else max(network.patch_size)
         factor = self.space.spatial_factor
         return max(factor * patch, factor * 2**self.formulation.scales)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the transformer, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this transformer; lists the first three modules that do not match.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,8 @@ from torch import Tensor
 
 from ...core.diffusion import Guidance, Parameterization, Step, with_scheduler
 from ...core.errors import PolyditError
+from ...core.pipeline import LoadsLora
 from .cloud_formulation import CloudFormulation, category_number
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["PointCloudOutput", "PointCloudPipeline"]
 
@@ -39,7 +36,7 @@ class PointCloudOutput(BaseOutput):
     trajectory: list[NDArray[np.float32]] | None = None
 
 
-class PointCloudPipeline(DiffusionPipeline):
+class PointCloudPipeline(LoadsLora, DiffusionPipeline):
     """Make point clouds of a category (DiT-3D, arXiv 2307.01831).
 
     Args:
@@ -62,24 +59,12 @@ class PointCloudPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = CloudFormulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @property
     def categories(self) -> list[str]:
         """What the weights know."""
         return list(self.formulation.categories)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the network, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this network; lists the first three modules that do not match.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

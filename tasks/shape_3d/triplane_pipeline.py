@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,11 @@ from ...core.diffusion import Guidance, Parameterization, Step, with_scheduler
 from ...core.errors import PolyditError
 from ...core.geometry.mesh import Mesh
 from ...core.geometry.surfaces import surface_of_query
+from ...core.pipeline import LoadsLora
 from .cloud_formulation import category_number
 from .conditions import TransformersEncoder, token_shapes
 from .pictures import prepare_picture
 from .triplane_formulation import TriplaneFormulation
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["ShapeOutput", "TriplanePipeline"]
 
@@ -49,7 +47,7 @@ class ShapeOutput(BaseOutput):
     latents: Tensor
 
 
-class TriplanePipeline(DiffusionPipeline):
+class TriplanePipeline(LoadsLora, DiffusionPipeline):
     """Make meshes (Direct3D, arXiv 2405.14832).
 
     Args:
@@ -88,9 +86,7 @@ class TriplanePipeline(DiffusionPipeline):
         )
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = TriplaneFormulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @property
     def categories(self) -> list[str]:
@@ -104,16 +100,6 @@ class TriplanePipeline(DiffusionPipeline):
             sizes = (self.semantic_encoder.config.image_size, self.pixel_encoder.config.image_size)
             return TransformersEncoder(self.semantic_encoder, self.pixel_encoder, sizes)
         return self.encoder
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the network, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this network; lists the first three modules that do not match.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

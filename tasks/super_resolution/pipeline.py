@@ -5,30 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import as_backbone
 from ...core.colour import adain, colour_fix, wavelet
 from ...core.data.images import read_image, to_uint8
 from ...core.diffusion import Denoise, Guidance, Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from ...core.tiling import Tile, crop_tiles, multidiffusion, tiled_strips
 from .formulation import Formulation, upsample
 from .noise_field import NoiseField
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["SuperResolutionOutput", "SuperResolutionPipeline"]
 
@@ -48,7 +45,7 @@ class SuperResolutionOutput(BaseOutput):
     images: Any
 
 
-class SuperResolutionPipeline(DiffusionPipeline):
+class SuperResolutionPipeline(TaskPipeline):
     """Enlarge pictures by a whole factor with a diffusion transformer.
 
     Args:
@@ -77,14 +74,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = Formulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     def check_scale(self, scale: int) -> None:
         """Refuse a factor that the weights were not trained for.
@@ -106,24 +96,6 @@ class SuperResolutionPipeline(DiffusionPipeline):
             raise PolyditError(
                 f"--guidance-scale {guidance_scale:g}: these weights read no text; leave it out"
             )
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the transformer, active beside those it has.
-
-        Args:
-            path: a safetensors file, as ``fit`` and ``export`` write it.
-            scale: strength; 1 is as trained, 0 is off.
-            adapter: name to give it.
-
-        Returns:
-            How many keys matched and at which scale; ``str`` of it is one line.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this transformer; lists the first three modules that do not match.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import as_backbone
 from ...core.data.masks import dilate, paste_back
 from ...core.diffusion import Parameterization, sample
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from ...core.time_windows import mirrored
 from .compositing import CompositingFormulation, Scene, centred, guess_of
 
@@ -27,7 +26,7 @@ __all__ = ["VideoCompositingPipeline"]
 Pixels = NDArray[np.uint8]
 
 
-class VideoCompositingPipeline(DiffusionPipeline):
+class VideoCompositingPipeline(TaskPipeline):
     """GenCompositor's sampler (arXiv 2509.02460).
 
     Args:
@@ -55,20 +54,7 @@ class VideoCompositingPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, branch=branch, vae=vae, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = CompositingFormulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
-
-    def load_lora_weights(self, path: Any, scale: float = 1.0, adapter: str = "default") -> Any:
-        """Attach a LoRA file to the transformer; see :func:`polydit.core.adapters.load_lora`."""
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     @torch.no_grad()
     def __call__(

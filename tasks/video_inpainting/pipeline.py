@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import as_backbone
 from ...core.data.masks import Box, bounding_box, dilate, paste_back
 from ...core.diffusion import Parameterization, guide, sample
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from ...core.time_windows import CircularShift, averaged, mirrored, stream_windows, to_ring
 from .formulation import Formulation, Known
 from .propagation import agree, propagate
-
-if TYPE_CHECKING:
-    from ...core.adapters import LoadReport
 
 __all__ = ["WINDOWS", "VideoInpaintingPipeline", "adain_clip"]
 
@@ -35,7 +31,7 @@ WINDOWS = ("hand-over", "circular", "averaged")
 LEAST_FRAMES = 5  # that a network is shown; shorter clips go back and forth
 
 
-class VideoInpaintingPipeline(DiffusionPipeline):
+class VideoInpaintingPipeline(TaskPipeline):
     """EraserDiT's sampler (arXiv 2506.12853) for clips of any length and size.
 
     Args:
@@ -61,24 +57,7 @@ class VideoInpaintingPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, vae=vae, text=text)
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = Formulation(**(formulation or {}))
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the transformer, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this transformer.
-        """
-        from ...core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
+        self.parameterization = Parameterization.from_config(parameterization)
 
     # -- clips ---------------------------------------------------------------------------------------------
 

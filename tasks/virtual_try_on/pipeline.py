@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...core.adapters import load_group_lora, save_lora
 from ...core.adapters.group import plain_layers
-from ...core.autoencoders import as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import KeyValueCache
 from ...core.data.images import read_image, to_uint8
@@ -24,6 +23,7 @@ from ...core.data.masks import harden, paste_back
 from ...core.diffusion import Denoise, Guidance, Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
+from ...core.pipeline import TaskPipeline
 from .formulation import Formulation
 from .formulations import formulation_from
 from .framing import Frame
@@ -46,7 +46,7 @@ class VirtualTryOnOutput(BaseOutput):
     images: Any
 
 
-class VirtualTryOnPipeline(DiffusionPipeline):
+class VirtualTryOnPipeline(TaskPipeline):
     """Put a garment on a person.
 
     A saved pipeline holds the plain transformer, as it was before anything was added to it, and in ``adapters`` a LoRA
@@ -84,9 +84,7 @@ class VirtualTryOnPipeline(DiffusionPipeline):
             formulation=formulation, parameterization=parameterization, adapters=adapters, steps=steps
         )
         self.formulation: Formulation = formulation_from(formulation or {})
-        self.parameterization = (
-            Parameterization.from_config(parameterization) if parameterization else Parameterization()
-        )
+        self.parameterization = Parameterization.from_config(parameterization)
 
     # -- saving and loading --------------------------------------------------------------------------------
 
@@ -117,11 +115,6 @@ class VirtualTryOnPipeline(DiffusionPipeline):
         return pipeline
 
     # -- running -------------------------------------------------------------------------------------------
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
 
     @torch.no_grad()
     def __call__(

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from torch import Tensor
 
-from ....core.autoencoders import as_autoencoder
 from ....core.backbones.dit_ic import FLOW_SIGMA, TIMESTEP, Decoded, DiTIC
 from ....core.data.images import read_image, to_uint8
 from ....core.errors import PolyditError
+from ....core.pipeline import TaskPipeline
 from ..coding import Stream
 from ..pipeline import CompressionOutput
 from .coding import LatentCoder
@@ -41,7 +41,7 @@ def pad(pictures: Tensor, multiple: int = MULTIPLE) -> Tensor:
     return pictures
 
 
-class DiTICPipeline(DiffusionPipeline):
+class DiTICPipeline(TaskPipeline):
     """Code pictures as latents and decode them in one step.
 
     Args:
@@ -84,11 +84,6 @@ class DiTICPipeline(DiffusionPipeline):
     def identity(self) -> bytes:
         """Of the weights that a file's symbols depend on."""
         return self.coder.identity
-
-    @property
-    def space(self) -> Any:
-        """The autoencoder behind its contract."""
-        return as_autoencoder(self.vae)
 
     @property
     def multiple(self) -> int:

@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ....core.autoencoders import as_autoencoder
 from ....core.conditioning import KeyValueBank
 from ....core.data.images import read_image, to_uint8
 from ....core.errors import PolyditError
+from ....core.pipeline import TaskPipeline
 from ..guided import guided_upsample
 from .formulation import Formulation
 from .supports import paired, read_mask
 
 if TYPE_CHECKING:
-    from ....core.adapters import LoadReport
     from ..predict import Segmented
 
 __all__ = ["FewShotOutput", "FewShotPipeline", "WaysOutput", "segment"]
@@ -65,7 +63,7 @@ class WaysOutput(BaseOutput):
     alpha: list[NDArray[np.float32]]
 
 
-class FewShotPipeline(DiffusionPipeline):
+class FewShotPipeline(TaskPipeline):
     """Find in pictures what supports show (DiffewS, NeurIPS 2024).
 
     Args:
@@ -90,21 +88,6 @@ class FewShotPipeline(DiffusionPipeline):
         self.register_to_config(formulation=formulation)
         self.formulation = Formulation(**(formulation or {}))
         self._shown: tuple[Any, KeyValueBank] | None = None
-
-    @property
-    def space(self) -> Any:
-        """Pixels or the autoencoder."""
-        return as_autoencoder(self.vae)
-
-    def load_lora_weights(self, path: str | Path, scale: float = 1.0, adapter: str = "default") -> LoadReport:
-        """Attach a LoRA file to the network, active beside those it has.
-
-        Raises:
-            PolyditError: the file is not a LoRA of this network; lists the first three modules that do not match.
-        """
-        from ....core.adapters import load_lora
-
-        return load_lora(self.transformer, path, scale, adapter)
 
     @torch.no_grad()
     def __call__(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .....core.autoencoders import as_autoencoder
 from .....core.backbones.pretrained import PretrainedTransformer
 from .....core.errors import PolyditError
+from .....core.pipeline import TaskPipeline
 from ..groups import Group
 from ..pipeline import VideoCompressionOutput
 from .coding import ContextualCoder
@@ -26,7 +24,7 @@ FURTHER = 8
 """The side information is so many times smaller than the autoencoder's latents."""
 
 
-class GNVCPipeline(DiffusionPipeline):
+class GNVCPipeline(TaskPipeline):
     """Code groups of frames as latents, and refine what was decoded.
 
     Args:
@@ -69,11 +67,6 @@ class GNVCPipeline(DiffusionPipeline):
     def identity(self) -> bytes:
         """Of the weights that a file's symbols depend on."""
         return self.coder.identity
-
-    @property
-    def space(self) -> Any:
-        """The autoencoder behind its contract."""
-        return as_autoencoder(self.vae)
 
     def padded(self, size: tuple[int, int]) -> tuple[int, int]:
         """The sides of frames when they are coded."""
