@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PolyditError
+from ..probing.calls import WATCHER
 from .blocks import unwrap
 from .clock import Clock, Moment
 from .plan import Plan
@@ -22,9 +23,6 @@ from .shortcut import shortcuts
 from .sites import SpanSite, Unbind
 
 __all__ = ["Handle", "accelerate", "frozen", "handle_of", "refuse_second"]
-
-MARK = "_polydit_cache"
-"""Attribute by which a model is known to have a cache."""
 
 ONE_STEP = "the network is asked in one step only, and a cache lives from step to step; take more steps"
 
@@ -67,7 +65,7 @@ def handle_of(target: Any) -> Handle | None:
     outer = target
     if not isinstance(target, nn.Module):
         outer = getattr(target, "transformer", None) or getattr(target, "unet", None)
-    return unwrap(outer).__dict__.get(MARK) if isinstance(outer, nn.Module) else None
+    return unwrap(outer).__dict__.get(WATCHER) if isinstance(outer, nn.Module) else None
 
 
 @contextmanager
@@ -119,7 +117,7 @@ class Handle:
             entry.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
             entry.register_forward_hook(torch.compiler.disable(self._leave)),
         ]
-        object.__setattr__(self.model, MARK, self)
+        object.__setattr__(self.model, WATCHER, self)
 
     # -- what a user calls ----------------------------------------------------------------------------------
 
@@ -144,8 +142,8 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._undo, self._hooks = [], []
-        if self.model.__dict__.get(MARK) is self:
-            object.__delattr__(self.model, MARK)
+        if self.model.__dict__.get(WATCHER) is self:
+            object.__delattr__(self.model, WATCHER)
         self._sleep()
         for site in self.sites:
             site.forget()
@@ -178,14 +176,43 @@ class Handle:
         """Whether it is the cache that complains."""
         return str(error).startswith(f"{self.policy}: ")
 
+    @contextmanager
+    def call(self, arguments: dict[str, Any]) -> Iterator[None]:
+        """A call of the model that goes past its ``forward``; within one that is going on, a part of it."""
+        if self._inside:
+            yield
+            return
+        self._open(arguments)
+        try:
+            yield
+        except BaseException:
+            self._sleep()
+            self.clock.restart()
+            raise
+        self._leave(self.model, (), None)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Blocks run within are computed, and nothing of them is kept."""
+        active = [site for site in self.sites if site.active]
+        for site in active:
+            site.active = False
+        try:
+            yield
+        finally:
+            for site in active:
+                site.active = True
+
     # -- around each call of the model ----------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._inside:  # the call before was broken off
             self.clock.restart()
+        self._open(self._signature.bind_partial(*args, **kwargs).arguments)
+
+    def _open(self, call: dict[str, Any]) -> None:
         if self._steps_aside():
             return
-        call = self._signature.bind_partial(*args, **kwargs).arguments
         self._check(call)
         moment = self.clock.tick(call.get("timestep", call.get("t")))
         if moment.new_run:
@@ -278,7 +305,7 @@ def refuse_second(model: nn.Module) -> None:
     Raises:
         PolyditError: it has.
     """
-    other = model.__dict__.get(MARK)
+    other = model.__dict__.get(WATCHER)
     if other is not None:
         raise PolyditError(f"cache: the model has one already, {other.policy}; remove() it first")
     if getattr(model, "is_cache_enabled", False):

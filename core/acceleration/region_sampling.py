@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..backbones import DiT
 from ..backbones.dit import DiTBlock
 from ..diffusion import Denoise
 from ..errors import PolyditError
+from ..probing.calls import WATCHER
 from .blocks import find_blocks, unwrap
 from .clock import Clock
 from .regions import RAS, Selection
@@ -37,7 +39,7 @@ class RegionHandle:
     """
 
     def __init__(self, outer: nn.Module, settings: RAS, pipe: Any = None) -> None:
-        from .handle import MARK, refuse_second
+        from .handle import refuse_second
 
         model: Any = unwrap(outer)
         self.model = model
@@ -59,7 +61,7 @@ class RegionHandle:
         self._undo.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         if pipe is not None:
             self._bind_scheduler(pipe)
-        object.__setattr__(self.model, MARK, self)
+        object.__setattr__(self.model, WATCHER, self)
 
     def guide(self, denoise: Denoise) -> Denoise:
         """The guided network, whose answers keep the last prediction where tokens were left out.
@@ -73,16 +75,29 @@ class RegionHandle:
 
         return merged
 
+    def call(self, arguments: dict[str, Any]) -> AbstractContextManager[None]:
+        """Refuse groups of tokens, which say where their calls begin.
+
+        Raises:
+            PolyditError: always.
+        """
+        raise PolyditError(
+            f"{self.policy}: leaves tokens of one picture out, and this network runs several groups of them; take "
+            "TaylorSeer or FORA"
+        )
+
+    def paused(self) -> AbstractContextManager[None]:
+        """As :meth:`call`."""
+        return self.call({})
+
     def remove(self) -> None:
         """Take it off; the model is as it was."""
-        from .handle import MARK
-
         for undo in reversed(self._undo):
             undo()
         self._undo = []
         self._values.clear()
-        if self.model.__dict__.get(MARK) is self:
-            object.__delattr__(self.model, MARK)
+        if self.model.__dict__.get(WATCHER) is self:
+            object.__delattr__(self.model, WATCHER)
 
     def __enter__(self) -> RegionHandle:
         return self

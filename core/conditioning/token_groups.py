@@ -24,6 +24,7 @@ from ..attention.masks import group_mask
 from ..backbones.dit import DiT
 from ..backbones.embedding import sincos_positions
 from ..backbones.pretrained import PretrainedTransformer
+from ..probing.calls import beside, call_of
 from .key_value_cache import KeyValueCache, Recorder, append_hooks
 from .positions import Position
 
@@ -209,7 +210,8 @@ def forward_groups(
             entry = cache.get(dit, group, shared)
             if entry is None:
                 recorder = Recorder(len(dit.blocks))
-                _run(dit, [group], None, extra, context, encoder_attention_mask, recorder.hooks)
+                with beside(dit):
+                    _run(dit, [group], None, extra, context, encoder_attention_mask, recorder.hooks)
                 entry = cache.put(dit, group, shared, recorder.entries)
             cached[group.name] = entry
     active = [group for group in groups if group.name not in cached]
@@ -217,17 +219,24 @@ def forward_groups(
     columns = rows + [names.index(name) for name in cached]
     sizes = [entry[0][0].shape[2] for entry in cached.values()]
     hooks = append_hooks(list(cached.values())) if cached else None
-    tokens, grids, conditioning = _run(
+    answer = next(group for group in groups if group.name in outputs)
+    with call_of(
         dit,
-        active,
-        table[rows][:, columns],
-        extra,
-        context,
-        encoder_attention_mask,
-        hooks,
-        sizes,
-        residuals,
-    )
+        hidden_states=answer.picture,
+        timestep=answer.timestep,
+        block_controlnet_hidden_states=residuals,
+    ):
+        tokens, grids, conditioning = _run(
+            dit,
+            active,
+            table[rows][:, columns],
+            extra,
+            context,
+            encoder_attention_mask,
+            hooks,
+            sizes,
+            residuals,
+        )
     samples = {}
     for index, (group, part, grid) in enumerate(zip(active, tokens, grids, strict=True)):
         if group.name in outputs:
