@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import PolyditError
 from ..open_pipeline import choose_weights
@@ -55,8 +57,8 @@ def demo_parser(prog: str) -> Parser:
     return parser
 
 
-def serve(build: Callable[[], Any], options: argparse.Namespace) -> int:
-    """Serve the page that `build` gives, until Ctrl-C: on 127.0.0.1, not shared, nothing reported to anyone.
+def serve(build: Callable[[], Any], options: argparse.Namespace) -> NoReturn:
+    """Serve the page that `build` gives, on 127.0.0.1, not shared, nothing reported to anyone; Ctrl-C ends the process.
 
     Args:
         build: gives a ``gradio.Blocks``.
@@ -84,7 +86,12 @@ def serve(build: Callable[[], Any], options: argparse.Namespace) -> int:
     )
     print(f"polydit: http://127.0.0.1:{options.port} (Ctrl-C stops it)", flush=True)
     page.block_thread()
-    return 0
+    # At an ordinary exit the thread of a run that is under way would be torn down inside of torch, which aborts the
+    # process with a core dump.
+    atexit._run_exitfuncs()  # temporary files
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _check_port(port: int) -> None:
