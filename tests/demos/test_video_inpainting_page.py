@@ -107,7 +107,7 @@ def test_the_first_frame_and_what_is_missing(tiny: Path, files: dict[str, Path],
         compose(session, files["clip"], files["clip"])
 
 
-def test_a_client_gets_what_the_command_writes(url: str, tiny: Path, files: dict[str, Path], tmp_path: Path):
+def test_a_client_gets_the_bytes_of_the_command(url: str, tiny: Path, files: dict[str, Path], tmp_path: Path):
     from gradio_client import Client, handle_file
 
     client = Client(url, verbose=False, download_files=str(tmp_path / "client"))
@@ -117,13 +117,7 @@ def test_a_client_gets_what_the_command_writes(url: str, tiny: Path, files: dict
     )
     words = ["video-inpainting", "predict", "--input", files["clip"], "--mask", files["mask"]]
     assert main(list(map(str, [*words, "--weights", tiny, "--output", tmp_path / "out"]))) == 0
-    shown, written = (
-        np.stack([frame.pixels for frame in VideoReader(file)])
-        for file in (Path(download), tmp_path / "out/clip_inpainted.mp4")
-    )
-    assert shown.shape == written.shape
-    # The coder of a busy machine does not give the same bytes twice.
-    assert np.abs(shown.astype(int) - written).mean() < 4
+    assert Path(download).read_bytes() == (tmp_path / "out/clip_inpainted.mp4").read_bytes()
     assert "96 × 64" in note
     client.close()
 

@@ -172,6 +172,33 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
     assert peak(300) < peak(100) + 6_000  # kilobytes; 200 frames are 15,000
 
 
+SAME = """
+import hashlib, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from polydit.core.media.video import VideoWriter
+rows, columns = np.indices((240, 320))
+for width, height in ((56, 40), (96, 64), (320, 240)):
+    with open(sys.argv[1], "wb") as file, VideoWriter(file, width, height, Fraction(10)) as video:
+        for number in range(12):
+            pixels = ((np.sin((columns + 2 * number) / 9 + rows / 7)[..., None] + 1) * 120).astype(np.uint8)
+            pixels = pixels.repeat(3, 2)[:height, :width]
+            pixels[12:24, 8 + 2 * number : 18 + 2 * number] = (250, 20, 20)
+            video.write(pixels, Fraction(number, 10))
+    print(hashlib.sha256(Path(sys.argv[1]).read_bytes()).hexdigest())
+"""
+
+
+def test_the_same_frames_are_the_same_bytes_whatever_lies_in_memory(tmp_path):
+    def files(filling):  # the C library fills the memory that it gives with the complement of this byte
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": str(filling)}
+        command = [sys.executable, "-c", SAME, str(tmp_path / "a.mp4")]
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+
+    assert files(0) == files(85) == files(200)
+
+
 def test_odd_sides_are_continued(tmp_path):
     frames = drift(2, 47, 31)
     with (tmp_path / "a.mp4").open("wb") as file, VideoWriter(file, 47, 31, Fraction(10)) as video:

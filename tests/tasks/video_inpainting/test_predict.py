@@ -52,13 +52,9 @@ def test_a_video_comes_back_with_the_holes_filled(run, files: Path, moving, tmp_
 def test_a_seed_means_the_same_and_mp4_keeps_rate_and_size(run, files: Path, tmp_path: Path):
     words = ("--input", files / "clip.mp4", "--track", "8,12,10,12@0", "--seed", "4")
     assert run(*words)[0] == 0
-    assert run(*words, "--format", "frames", "--overwrite")[0] == 0
-    first = frames_of(tmp_path / "out/clip_inpainted")
-    assert run(*words, "--format", "frames", "--overwrite")[0] == 0
-    difference = np.abs(first.astype(int) - frames_of(tmp_path / "out/clip_inpainted"))
-    # Where weights lie in memory decides the last bit of a sum, and that now and then a level.
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
+    first = (tmp_path / "out/clip_inpainted.mp4").read_bytes()
+    assert run(*words, "--overwrite")[0] == 0
+    assert (tmp_path / "out/clip_inpainted.mp4").read_bytes() == first
     with VideoReader(tmp_path / "out/clip_inpainted.mp4") as reader:
         assert (reader.width, reader.height, reader.rate) == (56, 40, 10)
         assert len(list(reader)) == 12
