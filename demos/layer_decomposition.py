@@ -18,6 +18,7 @@ from polydit.core.media import OutputWriter, export_layers, read_layers
 from polydit.demos.layer_stage import CSS, HTML, SCRIPT, edited, staged
 from polydit.demos.painting import BRUSH, as_layer, painted
 from polydit.demos.session import PredictSession, explain_upload
+from polydit.demos.widgets import cache_choice, cache_setting
 from polydit.tasks.layer_decomposition import TASK
 
 if TYPE_CHECKING:
@@ -192,12 +193,14 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         system: str = "small",
         steps: int = defaults.steps or 1,
         seed: int | None = defaults.seed,
+        cache: str = defaults.cache,
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
     ) -> tuple[str, str, str]:
         editor = picture or {}
         source = Path(editor["background"]) if editor.get("background") else None
         layers = [Path(file) for file in editor.get("layers") or ()]
-        settings = {"steps": steps, "seed": seed, "system": system if system != "small" else None}
+        chosen = system if system != "small" else None
+        settings = {"steps": steps, "seed": seed, "system": chosen, **cache_setting(cache)}
         try:
             progress(0, desc="decomposing")
             shown = decompose(session, source, layers, settings, masked=system == "small")
@@ -266,6 +269,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                         label="Seed",
                         elem_id="seed",
                     )
+                    cache = cache_choice()
                 button = gr.Button("Decompose", variant="primary", size="lg", elem_id="decompose")
             with gr.Column(scale=4, min_width=420):
                 stage = gr.HTML(
@@ -284,7 +288,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         examples.select(on_scene, outputs=editor, api_visibility="private", show_progress="hidden")
         button.click(
             on_press,
-            [editor, system, steps, seed],
+            [editor, system, steps, seed, cache],
             [stack, stage, note],
             api_name="decompose",
             show_progress_on=note,

@@ -10,7 +10,7 @@ from polydit.core.errors import PolyditError
 from polydit.core.load import locate
 from polydit.core.open_pipeline import choose_weights
 from polydit.demos.session import PredictSession, explain_upload
-from polydit.demos.widgets import upload_picture
+from polydit.demos.widgets import cache_choice, cache_setting, upload_picture
 from polydit.tasks.shape_3d import TASK
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         guidance: float,
         resolution: float,
         kind: str,
+        cache: str,
         progress: gr.Progress,
     ) -> tuple[str, list[str], str, str]:
         source = Path(picture) if picture else None
@@ -103,6 +104,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             "guidance-scale": guidance or None,
             "resolution": int(resolution),
             "format": kind,
+            **cache_setting(cache),
         }
         if source is not None:
             settings.pop("num")
@@ -126,9 +128,10 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         guidance: float = 0,
         resolution: float = 96,
         kind: str = "glb",
+        cache: str = "none",
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to ask for it
     ) -> tuple[str, list[str], str, str]:
-        return run(None, category, num, seed, steps, guidance, resolution, kind, progress)
+        return run(None, category, num, seed, steps, guidance, resolution, kind, cache, progress)
 
     def from_picture(
         picture: str | None = None,
@@ -137,9 +140,10 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         guidance: float = 0,
         resolution: float = 96,
         kind: str = "glb",
+        cache: str = "none",
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[str, list[str], str, str]:
-        return run(picture, None, 1, seed, steps, guidance, resolution, kind, progress)
+        return run(picture, None, 1, seed, steps, guidance, resolution, kind, cache, progress)
 
     with gr.Blocks(title="PolyDiT: 3D shapes", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(HEADER)
@@ -167,6 +171,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     )
                     resolution = gr.Slider(32, 256, 96, step=8, label="Cells of the mesh along each axis")
                     kind = gr.Dropdown(FORMATS, value="glb", label="Format")
+                    cache = cache_choice()
             with gr.Column(scale=3, min_width=360):
                 viewer = gr.Model3D(
                     label="The first shape", height=420, clear_color=(1, 1, 1, 1), elem_id="viewer"
@@ -176,7 +181,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     label="All around", type="filepath", format="png", interactive=False, elem_id="sheet"
                 )
                 note = gr.Markdown(elem_id="note")
-        shared = [seed, steps, guidance, resolution, kind]
+        shared = [seed, steps, guidance, resolution, kind, cache]
         shown = [viewer, files, sheet, note]
         by_name.click(of_category, [category, num, *shared], shown, api_name="category", concurrency_limit=1)
         by_picture.click(from_picture, [picture, *shared], shown, api_name="picture", concurrency_limit=1)

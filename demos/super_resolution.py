@@ -13,7 +13,14 @@ from polydit.core.data.images import image_size, read_image, to_uint8
 from polydit.core.errors import PolyditError
 from polydit.core.media import OutputWriter
 from polydit.demos.session import PredictSession, explain_upload
-from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
+from polydit.demos.widgets import (
+    before_after,
+    cache_choice,
+    cache_setting,
+    examples,
+    offer_when_done,
+    upload_picture,
+)
 from polydit.tasks.super_resolution import TASK
 
 if TYPE_CHECKING:
@@ -152,6 +159,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         color_fix: str = defaults.color_fix,
         lora: str | None = None,
         lora_scale: float = defaults.lora_scale,
+        cache: str = defaults.cache,
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
     ) -> tuple[tuple[Path, Path], Path, str]:
         source, adapter = (Path(file) if file else None for file in (image, lora))
@@ -162,6 +170,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
             "color-fix": color_fix if color_fix != defaults.color_fix else None,
             "lora": adapter,
             "lora-scale": lora_scale if adapter else None,
+            **cache_setting(cache),
         }
         try:
             progress(0, desc="preparing")
@@ -221,6 +230,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                                 info="Take colours from the input.",
                                 elem_id="color-fix",
                             )
+                        cache = cache_choice()
                     with gr.Tab("LoRA", render_children=True):
                         gr.Markdown(LORA)
                         lora = gr.File(
@@ -248,7 +258,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         )
         made = button.click(
             on_press,
-            [image, scale, steps, seed, color_fix, lora, lora_scale],
+            [image, scale, steps, seed, color_fix, lora, lora_scale, cache],
             [slider, download, note],
             api_name="upscale",
             show_progress_on=slider,

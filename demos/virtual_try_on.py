@@ -16,7 +16,13 @@ from polydit.core.media import OutputWriter
 from polydit.core.open_pipeline import choose_weights
 from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
-from polydit.demos.widgets import before_after, offer_when_done, upload_picture
+from polydit.demos.widgets import (
+    before_after,
+    cache_choice,
+    cache_setting,
+    offer_when_done,
+    upload_picture,
+)
 from polydit.tasks.virtual_try_on import TASK
 from polydit.tasks.virtual_try_on.masks import read_mask
 
@@ -147,13 +153,14 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         steps: int = made_for,
         seed: int | None = defaults.seed,
         hull: bool = False,
+        cache: str = defaults.cache,
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
     ) -> tuple[tuple[Path, Path], Path, str]:
         editor = person or {}
         given = (editor.get("background"), mask, garment)
         source, region, worn = (Path(file) if file else None for file in given)
         layers = [Path(file) for file in editor.get("layers") or ()]
-        settings = {"steps": steps, "seed": seed, "hull": hull or None}
+        settings = {"steps": steps, "seed": seed, "hull": hull or None, **cache_setting(cache)}
         try:
             progress(0, desc="dressing")
             shown = dress(session, source, layers, region, worn, settings)
@@ -238,6 +245,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     hull = gr.Checkbox(
                         False, label="Grow the mask", info="To its hull and a margin.", elem_id="hull"
                     )
+                cache = cache_choice()
                 button = gr.Button("Dress", variant="primary", size="lg", elem_id="dress")
             with gr.Column(scale=4, min_width=360):
                 slider = before_after("Before (left) and after (right)")
@@ -247,7 +255,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         wardrobe.select(on_garment, outputs=garment, api_visibility="private", show_progress="hidden")
         made = button.click(
             on_press,
-            [editor, mask, garment, steps, seed, hull],
+            [editor, mask, garment, steps, seed, hull, cache],
             [slider, download, note],
             api_name="dress",
             show_progress_on=slider,

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polydit.core.open_pipeline import CACHES
+
 if TYPE_CHECKING:
     import gradio as gr
 
-__all__ = ["before_after", "examples", "offer_when_done", "upload_picture"]
+__all__ = ["before_after", "cache_choice", "cache_setting", "examples", "offer_when_done", "upload_picture"]
 
 
 def upload_picture(
@@ -59,6 +61,26 @@ def before_after(label: str, elem_id: str = "comparison", height: int = 560) -> 
         max_height=height,
         elem_id=elem_id,
     )
+
+
+def cache_choice() -> gr.Dropdown:
+    """A choice of what steps reuse of one another, for pages whose networks are asked in several."""
+    import gradio as gr
+
+    return gr.Dropdown(
+        # DeepCache is for UNets, and the pages have transformers.
+        ["none", *(name for name in CACHES if name != "deepcache")],
+        value="none",
+        min_width=120,
+        label="Cache",
+        info="Parts of later steps are taken from earlier ones. Needs several steps.",
+        elem_id="cache",
+    )
+
+
+def cache_setting(cache: str | None) -> dict[str, str | None]:
+    """The option of ``predict`` for what was chosen."""
+    return {"cache": None if cache == "none" else cache}
 
 
 def offer_when_done(made: Any, *downloads: gr.DownloadButton) -> None:

@@ -83,13 +83,19 @@ def editor(picture: Path, *layers: Path) -> dict[str, Any]:
     return {"background": handle_file(picture), "layers": painted, "composite": None}
 
 
+@pytest.mark.parametrize(("steps", "cache"), [(1, "none"), (3, "fora")])
 def test_a_client_gets_the_layers_of_the_command(
-    client: Any, files: dict[str, Path], tiny: Path, tmp_path: Path
+    client: Any, files: dict[str, Path], tiny: Path, tmp_path: Path, steps: int, cache: str
 ):
     stage, note = client.predict(
-        picture=editor(files["scene"], files["layer"]), steps=1, seed=3, api_name="/decompose"
+        picture=editor(files["scene"], files["layer"]),
+        steps=steps,
+        seed=3,
+        cache=cache,
+        api_name="/decompose",
     )
-    words = ["--input", files["scene"], "--mask", files["mask"], "--seed", 3, "--steps", 1, "--weights", tiny]
+    words = ["--input", files["scene"], "--mask", files["mask"], "--seed", 3, "--steps", steps]
+    words += ["--weights", tiny, "--cache", cache]
     assert (
         main(["layer-decomposition", "predict", *map(str, [*words, "--output", tmp_path, "--export", "zip"])])
         == 0
@@ -97,6 +103,7 @@ def test_a_client_gets_the_layers_of_the_command(
     assert "foreground" in stage
     assert "**64 × 64**, 2 layers" in note
     assert "--mask scene_mask.png" in note
+    assert ("--cache fora" in note) == (cache == "fora")
     exported = client.predict(edits="", kind="zip", api_name="/export")
     with zipfile.ZipFile(exported) as mine, zipfile.ZipFile(tmp_path / "scene.zip") as theirs:
         assert mine.namelist() == theirs.namelist()

@@ -102,14 +102,23 @@ def test_the_interface_gives_the_bytes_of_the_command(url: str, weights: Path, p
     assert main([*words, "--category", "table", "--num", "1", "--seed", "3"]) == 0
     client = Client(url, verbose=False, download_files=str(tmp_path))
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/category", "/picture"]
-    shown, files, _, note = client.predict("table", 1, 3, 0, 0, 32, "glb", api_name="/category")
+    shown, files, _, note = client.predict("table", 1, 3, 0, 0, 32, "glb", "none", api_name="/category")
     assert Path(shown).read_bytes() == (out / "table_00.glb").read_bytes()
     assert len(files) == 1
     assert "--category table --num 1 --seed 3 --resolution 32" in note
-    mesh, *_ = client.predict(handle_file(str(picture)), 0, 0, 0, 32, "stl", api_name="/picture")
+    mesh, *_ = client.predict(handle_file(str(picture)), 0, 0, 0, 32, "stl", "none", api_name="/picture")
     assert read_mesh(mesh).mesh.is_watertight
     with pytest.raises(Exception, match="there is none; load one, or choose a category"):
-        client.predict(None, 0, 0, 0, 32, "glb", api_name="/picture")
+        client.predict(None, 0, 0, 0, 32, "glb", "none", api_name="/picture")
+    cached = tmp_path / "cached"
+    words[words.index(str(out))] = str(cached)
+    more = ["--category", "table", "--num", "1", "--seed", "3", "--steps", "4", "--cache", "fora"]
+    assert main([*words, *more]) == 0
+    shown, *_, note = client.predict("table", 1, 3, 4, 0, 32, "glb", "fora", api_name="/category")
+    assert Path(shown).read_bytes() == (cached / "table_00.glb").read_bytes()
+    assert "--cache fora" in note
+    with pytest.raises(Exception, match="asked in one step only"):
+        client.predict("table", 1, 3, 1, 0, 32, "glb", "fora", api_name="/category")
     client.close()
 
 

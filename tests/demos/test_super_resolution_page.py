@@ -65,6 +65,7 @@ def test_the_names_of_the_interface_are_pinned(client: Any):
         "color_fix",
         "lora",
         "lora_scale",
+        "cache",
     ]
     assert len(endpoints["/upscale"]["returns"]) == 3
 
@@ -81,6 +82,19 @@ def test_a_client_gets_the_bytes_of_the_command(client: Any, picture: Path, expe
     assert Image.open(before).size == Image.open(after).size
     assert ImageChops.difference(Image.open(before), Image.open(after)).getbbox() is not None
     assert "26 × 34 → 52 × 68" in note
+
+
+def test_a_client_chooses_a_cache(client: Any, picture: Path, expected: Path, weights: Path, tmp_path: Path):
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    settings = {"image": handle_file(picture), "scale": 2, "seed": 5, "cache": "fora"}
+    _, download, note = client.predict(**settings, steps=2, api_name="/upscale")
+    same = enlarged_by_the_command(tmp_path, picture, weights, "--cache", "fora")
+    assert Path(download).read_bytes() == same.read_bytes() != expected.read_bytes()
+    assert "--steps 2 --seed 5 --cache fora" in note
+    with pytest.raises(AppError, match=r"--cache fora: .* asked in one step only"):
+        client.predict(**settings, steps=1, api_name="/upscale")
 
 
 def test_a_client_adds_a_lora(
@@ -116,7 +130,7 @@ def test_files_that_were_not_uploaded_are_refused(url: str, weights: Path):
     secret = {"path": str(weights / "model_index.json"), "meta": {"_type": "gradio.FileData"}}
     # By hand: gradio's client would upload the file.
     call = f"{url}/gradio_api/call/upscale"
-    body = json.dumps({"data": [secret, 2, 1, 0, "none", None, 1.0]}).encode()
+    body = json.dumps({"data": [secret, 2, 1, 0, "none", None, 1.0, "none"]}).encode()
     with urlopen(Request(call, body, {"Content-Type": "application/json"}), timeout=60) as answer:
         event = json.load(answer)["event_id"]
     with urlopen(f"{call}/{event}", timeout=60) as answer:

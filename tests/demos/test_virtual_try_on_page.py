@@ -102,15 +102,17 @@ def test_the_names_of_the_interface_are_pinned(client: Any):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert list(endpoints) == ["/dress"]
     names = [parameter["parameter_name"] for parameter in endpoints["/dress"]["parameters"]]
-    assert names == ["person", "mask", "garment", "steps", "seed", "hull"]
+    assert names == ["person", "mask", "garment", "steps", "seed", "hull", "cache"]
     default = {p["parameter_name"]: p.get("parameter_default") for p in endpoints["/dress"]["parameters"]}
     assert default["steps"] == 3  # of the weights
 
 
-@pytest.mark.parametrize("hull", [False, True])
-@pytest.mark.parametrize("painted", [False, True])
+@pytest.mark.parametrize(
+    ("hull", "painted", "cache"),
+    [(False, False, "none"), (False, True, "fora"), (True, False, "delta-dit"), (True, True, "none")],
+)
 def test_a_client_gets_the_pixels_of_the_command(
-    client: Any, files: dict[str, Path], tiny: Path, tmp_path: Path, hull: bool, painted: bool
+    client: Any, files: dict[str, Path], tiny: Path, tmp_path: Path, hull: bool, painted: bool, cache: str
 ):
     from gradio_client import handle_file
 
@@ -118,15 +120,16 @@ def test_a_client_gets_the_pixels_of_the_command(
         person=editor(files["person"], *([files["layer"]] if painted else [])),
         mask=None if painted else handle_file(files["mask"]),
         garment=handle_file(files["shirt"]),
-        steps=2,
+        steps=4,
         seed=5,
         hull=hull,
+        cache=cache,
         api_name="/dress",
     )
     words = ["--person", files["person"], "--garment", files["shirt"], "--mask", files["mask"]]
     words += [
         "--steps",
-        2,
+        4,
         "--seed",
         5,
         "--output",
@@ -134,6 +137,8 @@ def test_a_client_gets_the_pixels_of_the_command(
         "--weights",
         tiny,
         *(["--hull"] if hull else []),
+        "--cache",
+        cache,
     ]
     assert main(["virtual-try-on", "predict", *map(str, words)]) == 0
     expected = (tmp_path / "person_shirt.png").read_bytes()
@@ -144,6 +149,7 @@ def test_a_client_gets_the_pixels_of_the_command(
     assert "**60 × 90**" in note
     assert "--garment shirt.png" in note
     assert ("--hull" in note) == hull
+    assert (f"--cache {cache}" in note) == (cache != "none")
 
 
 def test_what_is_missing_is_one_line(client: Any, files: dict[str, Path], tmp_path: Path):
