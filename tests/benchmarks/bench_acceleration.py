@@ -1,9 +1,11 @@
 """Caches between steps, ours and diffusers', on the same weights at equal numbers of full steps.
 
-    python tests/benchmarks/bench_acceleration.py [--quick] [--clock cpu] [--threads 1] [--rounds 3] [--output DIR]
+    python tests/benchmarks/bench_acceleration.py [--quick] [--clock cpu] [--threads 1] [--rounds 3]
+        [--corpus DIR] [--output DIR]
 
-A class-conditional DiT is trained on drawn shapes once (minutes; its weights are kept beside the results) and sampled
-with 50 guided Euler steps, natively and as diffusers' class with the same weights. Every method runs in turn with the
+A class-conditional DiT is trained once (minutes; its weights are kept beside the results) on thumbnails of the corpus,
+whose classes are the packages they come from, or on drawn shapes where there is no corpus, and sampled with 50 guided
+Euler steps, natively and as diffusers' class with the same weights. Every method runs in turn with the
 uncached network in each round. ``ideal`` is steps over full steps, ``gain`` the uncached network's time over the
 method's, ``of ideal`` their quotient; ``error`` is of the final sample, relative; ``PSNR`` of its pixels, both against
 the uncached sample; ``kept`` is memory of the cache. The last tables have randomly initialised shapes of FLUX, Wan and
@@ -27,7 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -55,6 +59,7 @@ CONFIG = {
     "input_size": SIDE, "in_channels": 3, "hidden_size": 128, "depth": 6, "num_heads": 4, "num_classes": CLASSES,
 }  # fmt: skip
 Sampler = Callable[[], Tensor]
+Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def shapes(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,22 +86,51 @@ def shapes(labels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(pictures)
 
 
-def trained(folder: Path, updates: int) -> DiT:
+def thumbnails(corpus: Path) -> Draw:
+    """Draws of the corpus' training photographs and cut-outs on white, by the package that they come from."""
+    from polydit.core.data.corpus.manifest import load_manifest
+    from polydit.core.data.images import read_image, to_uint8
+
+    files: dict[str, list[Path]] = {}
+    for record in load_manifest(corpus):
+        if record.kind in ("photos", "cutouts") and record.split == "train":
+            files.setdefault(f"{record.kind} {record.package}", []).append(corpus / record.file)
+    chosen = sorted(files.values(), key=len, reverse=True)[:CLASSES]
+    held = []
+    for group in chosen:
+        pictures = [to_uint8(read_image(file, background=(255, 255, 255))[0]) for file in group[:150]]
+        small = [Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX) for one in pictures]
+        held.append(
+            torch.from_numpy(np.stack([np.asarray(one) for one in small])).permute(0, 3, 1, 2) / 127.5 - 1
+        )
+
+    def draw(labels: Tensor, generator: torch.Generator) -> Tensor:
+        numbers = torch.rand(len(labels), generator=generator)
+        return torch.stack(
+            [held[k][int(n * len(held[k]))] for k, n in zip(labels.tolist(), numbers, strict=True)]
+        )
+
+    return draw
+
+
+def trained(folder: Path, updates: int, corpus: Path) -> DiT:
     """The network, trained now if it was not before."""
     torch.manual_seed(0)
     model = DiT(**CONFIG)
-    path = folder / f"shapes_dit_{updates}.safetensors"
+    known = (corpus / "manifest.jsonl").is_file()
+    path = folder / f"{'corpus' if known else 'shapes'}_dit_{updates}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model.eval()
-    print(f"training the shapes network, {updates} updates, once", file=sys.stderr)
+    print(f"training on {corpus if known else 'drawn shapes'}, {updates} updates, once", file=sys.stderr)
+    draw = thumbnails(corpus) if known else shapes
     generator, flow = torch.Generator().manual_seed(0), Parameterization()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     for update in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, update / 50, 3 * (1 - update / updates))
         labels = torch.randint(CLASSES, (32,), generator=generator)
-        x0, noise = shapes(labels, generator), torch.randn(32, 3, SIDE, SIDE, generator=generator)
+        x0, noise = draw(labels, generator), torch.randn(32, 3, SIDE, SIDE, generator=generator)
         t = torch.rand(32, generator=generator)
         raw = model(flow.path.add_noise(x0, noise, t), flow.model_timestep(t), labels).sample
         loss = (raw - flow.target(x0, noise, t)).square().mean()
@@ -320,10 +354,10 @@ def cache_dit_on(model: Any, threshold: float, steps: int) -> Any:
 
 
 def pure_speed(quick: bool, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """TaylorSeer on randomly initialised transformers of diffusers, one call per step."""
+    """Randomly initialised transformers of diffusers, one call per step: outputs of parts, the span of all blocks."""
     import diffusers
 
-    width, tokens = (64, 8) if quick else (256, 32)
+    width, tokens = (64, 8) if quick else (512, 32)
     heads = width // 64
     steps = 14 if quick else STEPS
     torch.manual_seed(0)
@@ -369,23 +403,30 @@ def pure_speed(quick: bool, rounds: int, clock: Callable[[], float]) -> list[dic
             for step in range(steps):
                 model(timestep=torch.full((1,), 999 - 19 * step, device=DEVICE), **call)
 
-        gains, costs = [], []
         run()  # the first is slower
+        plain, hooked = [], []
+        cached: dict[str, list[float]] = {}
+        full = {}
         for _ in range(rounds):
-            plain = seconds(run, clock)
-            with accelerate(model, TaylorSeer(4, 1)) as handle:
-                cached = seconds(run, clock)
-                full = len(handle.report().plan.full_steps)
+            plain.append(seconds(run, clock))
+            for title, policy in (
+                ("TaylorSeer", TaylorSeer(4, 1)),
+                ("BlockSpan", BlockSpan(0, None, 4, order=1)),
+            ):
+                with accelerate(model, policy) as handle:
+                    cached.setdefault(title, []).append(seconds(run, clock))
+                    full[title] = len(handle.report().plan.full_steps)
             with accelerate(model, TaylorSeer(1, 0)):
-                hooked = seconds(run, clock)
-            gains.append(plain / cached)
-            costs.append(hooked / plain - 1)
-        gain, ideal = statistics.median(gains), steps / full
-        rows.append(
-            {"shape": name, "full": full, "ideal": ideal, "gain": gain, "of ideal": gain / ideal,
-             "hooks": statistics.median(costs)}
-        )  # fmt: skip
-        print(f"  {name}: {gain:.2f}x of {ideal:.2f}x", file=sys.stderr)
+                hooked.append(seconds(run, clock))
+        costs = [with_hooks / without - 1 for with_hooks, without in zip(hooked, plain, strict=True)]
+        for title, times in cached.items():
+            gain = statistics.median(without / taken for without, taken in zip(plain, times, strict=True))
+            ideal = steps / full[title]
+            rows.append(
+                {"shape": name, "method": title, "full": full[title], "ideal": ideal, "gain": gain,
+                 "of ideal": gain / ideal, "hooks": statistics.median(costs)}
+            )  # fmt: skip
+            print(f"  {name}, {title}: {gain:.2f}x of {ideal:.2f}x", file=sys.stderr)
     return rows
 
 
@@ -398,14 +439,15 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=300, help="of the shapes network")
+    parser.add_argument("--updates", type=int, default=300, help="of the training")
+    parser.add_argument("--corpus", type=Path, default=Path("data/corpus"))
     parser.add_argument("--output", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     rounds = 1 if options.quick else options.rounds
     clock = CLOCKS[options.clock]
-    model = trained(options.output, 5 if options.quick else options.updates).to(DEVICE)
+    model = trained(options.output, 5 if options.quick else options.updates, options.corpus).to(DEVICE)
     bench = Bench(model, 20 if options.quick else STEPS, 2 if options.quick else 4, rounds, clock)
     compare(bench)
     speed = pure_speed(options.quick, rounds, clock)
@@ -419,7 +461,9 @@ def main() -> None:
         psnr = "exact" if math.isinf(row["PSNR"]) else f"{row['PSNR']:.1f}"
         table.add(row["method"], row["network"], row["full"], *numbers, f"{row['error']:.4f}", psnr, kept)
     print(table.markdown())
-    shapes_table = ResultsTable(["random shape", "full", "ideal", "gain", "of ideal", "hooks at interval 1"])
+    shapes_table = ResultsTable(
+        ["random shape", "method", "full", "ideal", "gain", "of ideal", "hooks at interval 1"]
+    )
     for row in speed:
         numbers = (
             f"{row['ideal']:.2f}x",
@@ -427,7 +471,7 @@ def main() -> None:
             f"{row['of ideal']:.0%}",
             f"{row['hooks']:+.1%}",
         )
-        shapes_table.add(row["shape"], row["full"], *numbers)
+        shapes_table.add(row["shape"], row["method"], row["full"], *numbers)
     print(shapes_table.markdown())
     options.output.mkdir(parents=True, exist_ok=True)
     points = {
