@@ -14,6 +14,7 @@ from polydit.core.media import OutputWriter
 from polydit.core.media.table import ResultsTable
 from polydit.core.metrics.psnr import psnr
 from polydit.core.metrics.ssim import ms_ssim
+from polydit.core.open_pipeline import choose_weights
 from polydit.demos.session import PredictSession, explain_upload
 from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
 from polydit.tasks.compression import TASK
@@ -185,6 +186,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
     import gradio as gr
 
     session = CompressionSession(TASK, weights)
+    generative = (Path(choose_weights(TASK, weights)) / "enhancer").is_dir()
 
     def on_choice(image: str | None) -> str:
         if image is None:
@@ -196,10 +198,16 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         return f"{width} × {height} pixels, {Path(image).stat().st_size:,} bytes."
 
     def on_press(
-        image: str | None = None, quality: float = 3.0, target: str = "", peer: str = "JPEG"
+        image: str | None = None,
+        quality: float = 3.0,
+        target: str = "",
+        peer: str = "JPEG",
+        fidelity: float = 1.0,
     ) -> tuple[tuple[Path, Path], Path, str]:
         source = Path(image) if image else None
-        settings = {"target-size": target.strip()} if target.strip() else {"quality": quality}
+        settings: dict[str, Any] = {"target-size": target.strip()} if target.strip() else {"quality": quality}
+        if fidelity != 1:
+            settings["fidelity"] = fidelity
         try:
             shown = compress(session, source, settings, peer)
         except Exception as error:
@@ -247,6 +255,16 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
                     peer = gr.Radio(
                         list(PEERS), value="JPEG", label="Compare with, at equal bytes", elem_id="peer"
                     )
+                    fidelity = gr.Slider(
+                        0,
+                        1,
+                        value=1,
+                        step=0.05,
+                        label="Fidelity",
+                        info="1 shows what the file says; below, texture is made up. The file stays the same.",
+                        visible=generative,
+                        elem_id="fidelity",
+                    )
                     button = gr.Button("Compress", variant="primary", size="lg", elem_id="compress")
                 with gr.Column(scale=5, min_width=420):
                     slider = before_after("The classic codec (left) and PolyDiT (right)")
@@ -265,7 +283,7 @@ def build(weights: str | Path | None = None) -> gr.Blocks:
         image.change(on_choice, [image], size, api_visibility="private", show_progress="hidden")
         made = button.click(
             on_press,
-            [image, quality, target, peer],
+            [image, quality, target, peer, fidelity],
             [slider, download, note],
             api_name="compress",
             show_progress_on=slider,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from polydit.core.backbones import DiT
 from polydit.core.cli import main
 from polydit.demos.compression import CompressionSession, compress
 from polydit.tasks.compression import TASK
@@ -24,11 +25,15 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained codec; what it decodes is recognisable."""
+    """An untrained codec, whose pictures are recognisable, and an enhancer that changes them."""
     torch.manual_seed(0)
     codec = PictureCodec(width=8, coarse_width=8, latent_width=8, pixel_width=8, pixel_depth=1)
+    enhancer = DiT(
+        32, 8, 7, hidden_size=16, depth=1, num_heads=2, out_channels=3, position="rope", window_size=4
+    )
+    torch.nn.init.normal_(enhancer.final_layer.linear.weight, std=0.3)
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    CompressionPipeline(codec.frozen_copy()).save_pretrained(folder)
+    CompressionPipeline(codec.frozen_copy(), enhancer).save_pretrained(folder)
     return folder
 
 
@@ -87,6 +92,16 @@ def test_a_client_gets_the_bytes_of_the_command(url: str, photo: Path, tiny: Pat
         expected = coded_by_the_command(tmp_path / "out", photo, tiny, "--quality", 4)
         assert Path(file).read_bytes() == expected.read_bytes()
         assert "200 × 180" in note
+        assert "--fidelity" not in note
+        shown, same, note = client.predict(
+            image=handle_file(photo), quality=4, fidelity=0.25, api_name="/compress"
+        )
+        other = coded_by_the_command(tmp_path / "other", photo, tiny, "--quality", 4, "--fidelity", 0.25)
+        assert Path(same).read_bytes() == expected.read_bytes() == other.read_bytes()
+        assert "--fidelity 0.25" in note
+        decoded = [np.asarray(Image.open(file)) for file in (shown[1], tmp_path / "other/waves.png")]
+        assert np.array_equal(*decoded)
+        assert not np.array_equal(decoded[0], np.asarray(Image.open(tmp_path / "out/waves.png")))
         picture, said = client.predict(file=handle_file(expected), api_name="/decode")
         assert np.array_equal(
             np.asarray(Image.open(picture)), np.asarray(Image.open(tmp_path / "out/waves.png"))
@@ -116,6 +131,7 @@ def test_upload_compress_compare_download_open(page: Any, url: str, photo: Path,
     page.get_by_label("number input for Quality").fill("6")
     page.get_by_label("number input for Quality").press("Tab")
     page.locator("#peer").get_by_label("WEBP", exact=True).check()
+    expect(page.get_by_label("number input for Fidelity")).to_have_value("1")
     page.locator("#compress").click()
     expect(page.locator("#note")).to_contain_text("--quality 6")
     expect(page.locator("#note td").filter(has_text="AVIF")).to_have_count(1)
