@@ -110,8 +110,14 @@ def check_cache_name(name: str) -> None:
 
 
 def _accelerate(pipe: Any, name: str) -> None:
+    from torch import nn
+
     from . import acceleration
 
+    if not any(isinstance(getattr(pipe, part, None), nn.Module) for part in ("transformer", "unet")):
+        raise PolyditError(
+            f"--cache {name}: {type(pipe).__name__} has no network that is asked step by step; leave it out"
+        )
     try:
         if name in CACHES:
             class_name, values = CACHES[name]

@@ -95,6 +95,8 @@ def predict_parser(task: TaskSpec, command: str = "predict", summary: str | None
 def run(task: TaskSpec, words: Sequence[str]) -> int:
     """Parse and predict; the exit code."""
     options = predict_parser(task).parse_args(words)
+    if sum(word.partition("=")[0] == "--cache" for word in words) > 1:
+        raise PolyditError("--cache: given twice, and a network takes one cache; leave the others out")
     check_device_name(options.device)
     check_cache_name(options.cache)
     return predict(task, options)

@@ -220,13 +220,17 @@ def test_a_cache_is_on_while_the_task_runs(
     assert code == 2
     assert lines[0].startswith(f"polydit: error: --cache {name}: ")
     assert "in one step only" in lines[0]
+    code, lines = run("--input", photos / "a.png", "--cache", "fora", "--cache=taylorseer", "--overwrite")
+    assert (code, "given twice" in lines[0]) == (2, True)
 
 
 def test_a_plan_from_a_study_is_a_cache(
     run: Any, photos: Path, tmp_path: Path, dummy_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
+    steps = 6
+
     def ask(self: Any, image: Any, amount: float) -> Any:
-        for step in range(6):
+        for step in range(steps):
             self.transformer(torch.ones(1, 3, 4, 4), torch.full((1,), 900.0 - 100 * step))
         return image
 
@@ -241,6 +245,10 @@ def test_a_plan_from_a_study_is_a_cache(
     cache = results(tmp_path)["inputs"][0]["cache"]
     assert 4 <= cache["computed"] <= 12
     assert cache["of"] == 24
+    steps = 8
+    code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "study" / "plan.json", "--overwrite")
+    assert code == 2
+    assert "plan: has 6 steps" in lines[0]
     code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "gone.json", "--overwrite")
     assert (code, "no such file" in lines[0]) == (2, True)
     code, lines = run("--input", photos / "a.png", "--cache", "tailor", "--overwrite")
