@@ -67,6 +67,26 @@ def try_on(pipe: Any, given: Scene) -> Any:
     return pipe(person, garment, mask, generator=given["generator"])
 
 
+def inpaint(pipe: Any, given: Scene) -> Any:
+    """Eight equal frames."""
+    return pipe(np.stack([given["picture"]] * 8), np.stack([given["mask"]] * 8), generator=given["generator"])
+
+
+def composite(pipe: Any, given: Scene) -> Any:
+    """Eight equal frames, with the second picture in the mask."""
+    layer = np.dstack([given["other"], given["mask"].astype(np.uint8) * 255])
+    frames, layers = np.stack([given["picture"]] * 8), np.stack([layer] * 8)
+    return pipe(frames, layers, list(layers), generator=given["generator"])
+
+
+def solid(pipe: Any, given: Scene) -> Any:
+    """From the picture; the mesh's resolution is a quarter of the side."""
+    from PIL import Image
+
+    picture = Image.fromarray(given["picture"])
+    return pipe(picture, resolution=max(16, given["side"] // 4), generator=given["generator"])
+
+
 CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
     "SuperResolutionPipeline": ("x4, to this size", super_resolution),
     "SegmentationPipeline": ("one mask", lambda pipe, s: pipe(s["picture"], generator=s["generator"])),
@@ -82,6 +102,9 @@ CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
     ),
     "CompressionPipeline": ("coded and decoded, quality 5", lambda pipe, s: pipe(s["picture"])),
     "VideoCompressionPipeline": ("two frames", lambda pipe, s: pipe([s["picture"], s["picture"]])),
+    "VideoInpaintingPipeline": ("eight frames", inpaint),
+    "VideoCompositingPipeline": ("eight frames", composite),
+    "TriplanePipeline": ("a mesh, resolution a quarter", solid),
     "IllustrationLayersPipeline": (
         "four layers",
         lambda pipe, s: pipe(s["picture"], generator=s["generator"]),
