@@ -22,6 +22,8 @@ from .propagation import propagate
 __all__ = ["Formulation", "Known", "latent_mask", "linear_quadratic"]
 
 Fill = Literal["black", "propagated"]
+Part = Literal["hole", "unseen"]
+_NEVER = 0.9999  # of `unseen`, but for rounding 1
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,18 @@ class Known:
     Attributes:
         fill: (B, 3, T, H, W), the clip with its holes black, or filled from other frames.
         hole: (B, 1, T, H, W), 0 or 1.
-        unseen: (B, 1, T, H, W), 1 in holes that no frame shows and the fill only guesses; with black holes the hole.
+        unseen: (B, 1, T, H, W), 1 in holes that no frame shows and the fill only guesses, less the more it is to be
+            trusted; with black holes the hole.
     """
 
     fill: Tensor
     hole: Tensor
     unseen: Tensor
+
+    @property
+    def never(self) -> Tensor:
+        """(B, 1, T, H, W), 1 where no frame shows anything."""
+        return (self.unseen > _NEVER).float()
 
     def part(self, *place: slice) -> Known:
         """Some of the frames, rows and columns."""
@@ -53,6 +61,8 @@ class Formulation:
             before the network looks (:mod:`.propagation`), which is also told what no frame shows.
         residual_scale: if set, for pixel space and a propagated fill: the network works on what the fill lacks, in
             these units. One that answers zero leaves the fill as it is.
+        residual_part: of the hole, with ``residual_scale``, that the network changes: all of it, or what is ``unseen``
+            in every frame; a fill from other frames is better than what a small network makes of it.
         signal_gain: see :meth:`Parameterization.signal_gain`.
         frames: that the network sees at once, in pixels' time. Longer clips are cut, see the pipeline.
         known: frames of the result that the next window is given as known.
@@ -64,6 +74,7 @@ class Formulation:
 
     fill: Fill = "black"
     residual_scale: float | None = None
+    residual_part: Part = "hole"
     signal_gain: bool = False
     frames: int = 121
     known: int = 9
@@ -77,6 +88,8 @@ class Formulation:
             raise PolyditError(f"fill {self.fill!r}: choose black or propagated")
         if self.residual_scale is not None and (self.residual_scale <= 0 or self.fill != "propagated"):
             raise PolyditError("residual_scale: is above 0, and for fill propagated")
+        if self.residual_part not in ("hole", "unseen"):
+            raise PolyditError(f"residual_part {self.residual_part!r}: choose hole or unseen")
         if not 0 <= self.known < self.frames:
             raise PolyditError(f"known {self.known}: fewer frames than the {self.frames} of a window")
         if not 0 < self.strength <= 1:
@@ -131,13 +144,17 @@ class Formulation:
     def target(self, known: Known, clean: Tensor, space: Any) -> Tensor:
         """What the network shall make of ``clean`` (B, 3, T, H, W) in [-1, 1]."""
         if self.residual_scale is not None:
-            return known.hole * ((clean.float() + 1) / 2 - known.fill) / self.residual_scale
+            return self.changed(known) * ((clean.float() + 1) / 2 - known.fill) / self.residual_scale
         return space.encode(clean)
+
+    def changed(self, known: Known) -> Tensor:
+        """Where the network changes the fill, (B, 1, T, H, W), 0 or 1; see ``residual_part``."""
+        return known.hole * known.never if self.residual_part == "unseen" else known.hole
 
     def finish(self, x0: Tensor, known: Known, space: Any) -> Tensor:
         """The inverse of :meth:`target`: a clip in [0, 1]."""
         if self.residual_scale is not None:
-            return (known.fill + known.hole * x0 * self.residual_scale).clamp(0, 1)
+            return (known.fill + self.changed(known) * x0 * self.residual_scale).clamp(0, 1)
         return ((space.decode(x0) + 1) / 2).clamp(0, 1)
 
     def predict(

@@ -41,7 +41,7 @@ class EraserDiT(DiffusionModule):
         focal: weight of the error inside the dilated latent mask and outside of it; None is 1 everywhere. The paper
             trains 150,000 steps without and then with 2 and 1.
         focal_grow: latents by which that mask is dilated.
-        psnr_weight: weight of minus the PSNR inside the holes in 10 dB, on predicted clean clips in pixel space.
+        psnr_weight: weight of minus the PSNR in 10 dB where the network changes the clip, in pixel space.
         prompt: what a pretrained backbone reads with every clip.
         negative_prompt: what guidance leads away from.
         **kwargs: of :class:`DiffusionModule`.
@@ -152,7 +152,7 @@ class EraserDiT(DiffusionModule):
         known = self.known(batch)
         made = self.formulation.finish(output.x0, known, self.space)
         clean = (batch["clean"].float() + 1) / 2
-        return {"hole_psnr": self.psnr_weight * hole_psnr_loss(made, clean, known.hole)}
+        return {"hole_psnr": self.psnr_weight * hole_psnr_loss(made, clean, self.formulation.changed(known))}
 
     def build_pipeline(self) -> DiffusionPipeline:
         """The pipeline over this backbone."""

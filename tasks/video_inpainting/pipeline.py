@@ -182,7 +182,7 @@ class VideoInpaintingPipeline(TaskPipeline):
         result = known.fill if form.fill == "propagated" else video
         result[..., box.slices[0], box.slices[1]] = made
         if chains:
-            loose = (known.unseen[0] > 0.5).transpose(0, 1) & hole[0].transpose(0, 1)
+            loose = (known.never[0] > 0).transpose(0, 1) & hole[0].transpose(0, 1)
             result = agree(result[0].transpose(0, 1), loose, chains).transpose(0, 1)[None]
         pixels: Frames = (result[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
         return pixels
@@ -223,7 +223,7 @@ class VideoInpaintingPipeline(TaskPipeline):
         if ratio < 1:
             low = (max(1, round(height * ratio)), max(1, round(width * ratio)))
             small = Known(*(_resized(getattr(known, name), low) for name in ("fill", "hole", "unseen")))
-            small = Known(small.fill, (small.hole > 0).float(), (small.unseen > 0).float() * (small.hole > 0))
+            small = Known(small.fill, (small.hole > 0).float(), small.unseen * (small.hole > 0))
         made = self.make(small, steps, generator, windows, frame_rate, progress)
         if ratio == 1:
             return made
