@@ -105,6 +105,10 @@ CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
     "VideoInpaintingPipeline": ("eight frames", inpaint),
     "VideoCompositingPipeline": ("eight frames", composite),
     "TriplanePipeline": ("a mesh, resolution a quarter", solid),
+    "TriplanePipeline": (
+        "a chair, a cell for eight pixels",
+        lambda pipe, s: pipe(category="chair", resolution=max(16, s["side"] // 8), generator=s["generator"]),
+    ),
     "IllustrationLayersPipeline": (
         "four layers",
         lambda pipe, s: pipe(s["picture"], generator=s["generator"]),
