@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["camera_motion", "motions", "project", "sample_at"]
+__all__ = ["camera_motion", "motions", "project", "sample_at", "scenes_of"]
 
 _LEAST_SIDE = 12  # of the coarsest level, in pixels
 _STEPS = 12  # of Gauss and Newton on each level
 _MOST = 5000  # pixels of a level that are compared
+_LOOK = 64  # pixels of the longer side at which scenes are told apart
+_ALIKE, _LITTLE = (
+    0.6,
+    0.05,
+)  # correlation below which, and mean difference above which, frames are of two scenes
 _FREE = {"shift": 2, "affine": 6, "plane": 8}
 
 
@@ -60,8 +65,46 @@ def motions(frames: Tensor, hidden: Tensor, longest: int = 256) -> list[Tensor]:
     return found
 
 
+def scenes_of(frames: Tensor, hidden: Tensor, steps: Sequence[Tensor]) -> list[int]:
+    """Number of the scene that each frame belongs to: 0, and one more behind every cut.
+
+    After a cut neighbours do not look alike, however one of them is moved.
+
+    Args:
+        frames: (T, 3, H, W) in [0, 1].
+        hidden: (T, 1, H, W) bool, what must not be looked at.
+        steps: as :func:`motions` finds them.
+    """
+    height, width = frames.shape[-2:]
+    ratio = min(1.0, _LOOK / max(height, width))
+    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    grey = F.interpolate(grey_of(frames), size, mode="area")
+    seen = F.interpolate((~hidden).float(), size, mode="area")
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    small = torch.stack([columns.flatten(), rows.flatten()], 1).double()
+    scale = small.new_tensor([width / size[1], height / size[0]])
+    places = (small + 0.5) * scale - 0.5
+    scenes = [0]
+    for number, step in enumerate(steps):
+        there = (project(step, places) + 0.5) / scale - 0.5
+        maps = torch.cat([grey[number + 1], seen[number + 1]])[None]
+        found, clear = sample_at(maps, there)
+        both = (clear > 0.9) & (seen[number, 0].flatten() > 0.9)
+        first, second = grey[number, 0].flatten()[both], found[both]
+        scenes.append(scenes[-1] + int(_differ(first, second)))
+    return scenes
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Whether grey values (N,) at the same places are of two scenes; of few places nothing is said."""
+    if len(first) < 64 or float((first - second).abs().mean()) < _LITTLE:
+        return False
+    one, other = first - first.mean(), second - second.mean()
+    return float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-6)) < _ALIKE
+
+
 def _rounded(matrix: Tensor) -> Tensor:
-    """A matrix without its last digits: sums depend on where numbers lie in memory, and a seed shall mean the same.
+    """A matrix without its last digits, which another machine's sums would give differently.
 
     Shifts are kept to 1/32 pixel, which is about what estimates are good for; the rest to as much at 256 pixels.
     """

@@ -21,7 +21,7 @@ from ...core.errors import PolyditError
 from ...core.pipeline import TaskPipeline
 from ...core.time_windows import CircularShift, averaged, mirrored, stream_windows, to_ring
 from .formulation import Formulation, Known
-from .propagation import agree, propagate
+from .propagation import Propagated, agree, propagate
 
 __all__ = ["WINDOWS", "VideoInpaintingPipeline", "adain_clip"]
 
@@ -167,11 +167,11 @@ class VideoInpaintingPipeline(TaskPipeline):
         form = self.formulation
         video = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None].float() / 255
         hole = torch.from_numpy(masks.copy())[None, None]
-        chains: tuple[Tensor, ...] = ()
+        found: Propagated | None = None
         if form.fill == "propagated":  # from the whole frames: the camera shows in all of them
             found = propagate(video[0].transpose(0, 1), hole[0].transpose(0, 1))
             fill = found.frames.transpose(0, 1)[None]
-            known, chains = Known(fill, hole.float(), (1 - found.seen).transpose(0, 1)[None]), found.chains
+            known = Known(fill, hole.float(), (1 - found.seen).transpose(0, 1)[None])
         else:
             known = form.known_of(video * 2 - 1, hole)
         box = self.region(hole)
@@ -181,9 +181,10 @@ class VideoInpaintingPipeline(TaskPipeline):
             made = adain_clip(made, video[..., box.slices[0], box.slices[1]], part.hole)
         result = known.fill if form.fill == "propagated" else video
         result[..., box.slices[0], box.slices[1]] = made
-        if chains:
+        if found is not None:
             loose = (known.never[0] > 0).transpose(0, 1) & hole[0].transpose(0, 1)
-            result = agree(result[0].transpose(0, 1), loose, chains).transpose(0, 1)[None]
+            result = agree(result[0].transpose(0, 1), loose, found.chains, found.scenes)
+            result = result.transpose(0, 1)[None]
         pixels: Frames = (result[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
         return pixels
 

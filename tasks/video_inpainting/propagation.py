@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...core.alpha import fill_smoothly
 from ...core.data.masks import bounding_box, dilate
-from .camera import motions, project, sample_at
+from .camera import motions, project, sample_at, scenes_of
 
 __all__ = ["Propagated", "agree", "chained", "propagate"]
 
@@ -34,11 +34,13 @@ class Propagated:
         seen: (T, 1, H, W) in [0, 1], how far to trust it: 1 where it was given, near 1 where other frames show it, 0
             where it is only a smooth continuation of what is around.
         chains: motion of the camera from the first frame to each, (3, 3); empty where nothing was hidden.
+        scenes: number of each frame's scene; nothing is carried over a cut.
     """
 
     frames: Tensor
     seen: Tensor
     chains: tuple[Tensor, ...] = ()
+    scenes: tuple[int, ...] = ()
 
 
 def propagate(
@@ -50,7 +52,8 @@ def propagate(
         frames: (T, 3, H, W) in [0, 1].
         hole: (T, 1, H, W), above 0 where a pixel is to be filled.
         reach: frames to either side to look at; None is all.
-        given: the camera's motion from each frame to the next, where it is known already (:func:`.camera.motions`).
+        given: the camera's motion from each frame to the next, where it is known already (:func:`.camera.motions`);
+            then all frames are of one scene.
     """
     holes = hole > 0
     count = len(frames)
@@ -59,6 +62,7 @@ def propagate(
     # The rim of a hole often has colours of what is hidden mixed in: it is not looked at.
     doubtful = dilate(holes, 1)
     steps = motions(frames, doubtful) if given is None else given
+    scenes = scenes_of(frames, doubtful, steps) if given is None else [0] * count
     chains = chained(steps)
     inverse = [torch.linalg.inv(chain) for chain in chains]
     filled, seen = frames.clone(), (~holes).float()
@@ -76,7 +80,7 @@ def propagate(
         total = torch.zeros_like(truth)
         weight = torch.zeros(len(places))
         taken = torch.zeros(len(places), dtype=torch.int64)
-        for other in _by_nearness(number, count, reach):
+        for other in _by_nearness(number, scenes, reach):
             open_to = taken < _NEAREST
             if not open_to[~on_rim].any():
                 break
@@ -112,17 +116,20 @@ def propagate(
         solid = torch.where(here, (there_map > 0).float(), torch.ones_like(there_map))
         filled[number][part] = fill_smoothly(picture.clamp(0, 1)[None], solid[None])[0]
         seen[number][part] = torch.where(here, there_map, torch.ones_like(there_map))
-    filled = agree(filled, (seen == 0) & holes, chains)
-    return Propagated(filled, seen, tuple(chains))
+    filled = agree(filled, (seen == 0) & holes, chains, scenes)
+    return Propagated(filled, seen, tuple(chains), tuple(scenes))
 
 
-def agree(frames: Tensor, loose: Tensor, chains: Sequence[Tensor], most: int = 12) -> Tensor:
+def agree(
+    frames: Tensor, loose: Tensor, chains: Sequence[Tensor], scenes: Sequence[int], most: int = 12
+) -> Tensor:
     """Let frames agree on what none of them shows: each such pixel becomes the mean of what is said of its place.
 
     Args:
         frames: (T, 3, H, W).
         loose: (T, 1, H, W) bool, what was made up.
         chains: from places in the first frame to those in each, see :func:`chained`.
+        scenes: number of each frame's; only frames of the same scene are asked.
         most: frames that are asked, spread evenly over the clip.
 
     Returns:
@@ -142,7 +149,7 @@ def agree(frames: Tensor, loose: Tensor, chains: Sequence[Tensor], most: int = 1
         own = frames[number][:, rows, columns]
         total, weight = own.clone(), torch.ones(len(rows))
         for other in asked:
-            if other != number:
+            if other != number and scenes[other] == scenes[number]:
                 found = sample_at(marked[other][None], project(chains[other] @ inverse[number], places))
                 said = found[3] > 0.999
                 total[:, said] += found[:3, said]
@@ -160,9 +167,11 @@ def chained(steps: Sequence[Tensor]) -> list[Tensor]:
     return chains
 
 
-def _by_nearness(number: int, count: int, reach: int | None) -> list[int]:
+def _by_nearness(number: int, scenes: Sequence[int], reach: int | None) -> list[int]:
     others = [
-        other for other in range(count) if other != number and (reach is None or abs(other - number) <= reach)
+        other
+        for other, scene in enumerate(scenes)
+        if other != number and scene == scenes[number] and (reach is None or abs(other - number) <= reach)
     ]
     return sorted(others, key=lambda other: abs(other - number))
 

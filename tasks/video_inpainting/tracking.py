@@ -79,7 +79,7 @@ def follow(frames: Iterator[NDArray[np.uint8]], box: Box) -> tuple[list[Box], in
             if score > _SURE:
                 fresh = _patch(grey, x * ratio, y * ratio, width * ratio, height * ratio)
                 template = 0.9 * template + 0.1 * _sized(fresh, template.shape)
-        # Quarters of pixels: correlations depend in their last digits on where numbers lie in memory.
+        # Quarters of pixels: another machine's correlations have other last digits.
         boxes.append(tuple(round(4 * float(value)) / 4 for value in (x, y, width, height)))  # type: ignore[arg-type]
     return boxes, lost
 

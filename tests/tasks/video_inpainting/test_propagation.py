@@ -85,9 +85,22 @@ def test_frames_agree_on_the_mean():
         frames[number] = number / 2
     loose = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     loose[:, :, 2:6, 2:6] = True
-    made = agree(frames, loose, [torch.eye(3, dtype=torch.float64)] * 3)
+    made = agree(frames, loose, [torch.eye(3, dtype=torch.float64)] * 3, [0, 0, 0])
     assert torch.allclose(made[:, :, 3, 3], torch.full((3, 3), 0.5))
     assert torch.equal(made[~loose.expand_as(made)], frames[~loose.expand_as(made)])
+
+
+def test_nothing_is_carried_over_a_cut(moving):
+    """Two scenes in one clip are filled as each by itself is."""
+    given, masks, _ = moving
+    other = np.roll(given[:, ::-1, ::-1], 9, axis=2)[..., ::-1]
+    video, hole = as_tensors(np.concatenate([given[:6], other[:6]]), np.concatenate([masks[:6], masks[:6]]))
+    found = propagate(video, hole)
+    assert found.scenes == (0,) * 6 + (1,) * 6
+    alone = [propagate(video[part], hole[part]) for part in (slice(0, 6), slice(6, 12))]
+    assert all(set(one.scenes) == {0} for one in alone)
+    assert torch.allclose(found.frames, torch.cat([one.frames for one in alone]), atol=2e-3)
+    assert torch.allclose(found.seen, torch.cat([one.seen for one in alone]), atol=2e-3)
 
 
 def test_no_hole_is_no_work(moving):
