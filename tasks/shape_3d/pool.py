@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -120,6 +121,7 @@ def build_pool(
             Entry(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
         ], categories
     entries, categories = [], []
+    done: Counter[str] = Counter()
     for number, shape in enumerate(shapes):
         try:
             entries.append(make_entry(shape, options))
@@ -128,9 +130,13 @@ def build_pool(
             tell(f"left out: {error}")
         if (number + 1) % 500 == 0:
             tell(f"shapes: {number + 1} of {len(shapes)} worked out")
+        if isinstance(shape, MeshShape):
+            done.update(note.partition(":")[0] if ":" in note else "removed faces" for note in shape.notes)
         # Solids are large, and not needed again.
         vars(shape).pop("solid", None)
         vars(shape).pop("surface", None)
+    if done:
+        tell("meshes: " + ", ".join(f"{count} {what}" for what, count in done.most_common()))
     if not entries:
         raise PolyditError("data: none of the shapes can be used; see the lines above")
     if file is not None:

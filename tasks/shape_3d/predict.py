@@ -23,6 +23,8 @@ from .triplane_pipeline import TriplanePipeline
 __all__ = ["check_resolution", "predict_one", "sheet", "write_shape"]
 
 MAX_RESOLUTION = 512
+MAX_CLOUD_RESOLUTION = 160
+"""Cells of a surface around points: finer ones than these are finer than points are apart."""
 SHEET_SIZE = 192
 
 
@@ -124,7 +126,11 @@ def cloud_mesh(points: NDArray[Any], resolution: int) -> Mesh:
     """A closed surface around a cloud, in the cloud's own place: as thick as the points are apart."""
     low, high = points.min(0), points.max(0)
     centre, scale = (low + high) / 2, 1.8 / max(float((high - low).max()), 1e-9)
-    mesh = solid_of_points((points - centre) * scale, resolution).mesh().without_floaters()
+    mesh = (
+        solid_of_points((points - centre) * scale, min(resolution, MAX_CLOUD_RESOLUTION))
+        .mesh()
+        .without_floaters()
+    )
     return Mesh(mesh.vertices / scale + centre, mesh.faces)
 
 

@@ -146,7 +146,14 @@ class MeshShape:
     @cached_property
     def solid(self) -> Solid:
         """What the file encloses."""
-        return solid_of(read_mesh(self.file, self.up).mesh, self.resolution)
+        read = read_mesh(self.file, self.up)
+        vars(self)["notes"] = read.notes
+        return solid_of(read.mesh, self.resolution)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What was repaired, scaled or turned; known once it was read."""
+        return ()
 
     @cached_property
     def surface(self) -> Mesh:
@@ -289,7 +296,7 @@ def find_shapes(layout: str, root: str | Path, split: str, categories: Sequence[
 
 
 def readable(shapes: Sequence[Shape], say: Callable[[str], None]) -> list[Shape]:
-    """The shapes that can be used; of each other one its reason is told."""
+    """The shapes that can be used; of each other one its reason is told, and what was done to them."""
     kept = []
     for shape in shapes:
         try:
@@ -298,4 +305,6 @@ def readable(shapes: Sequence[Shape], say: Callable[[str], None]) -> list[Shape]
             say(f"left out: {error}")
         else:
             kept.append(shape)
+            if isinstance(shape, MeshShape) and shape.notes:
+                say(f"{shape.file}: {'; '.join(shape.notes)}")
     return kept

@@ -156,12 +156,14 @@ def test_figures_of_tiny_weights(cloud_weights, tmp_path, capsys):
     assert "--pictures: these weights make shapes of a category only" in capsys.readouterr().err
 
 
-def test_a_closed_surface_around_a_cloud():
+def test_a_closed_surface_around_a_cloud(monkeypatch):
     places = np.random.default_rng(0).normal(size=(1500, 3))
     cloud = places / np.linalg.norm(places, axis=1, keepdims=True) * [0.5, 0.5, 0.5] + [3, 0, 0]
     mesh = cloud_mesh(cloud, 48)
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.15)
     np.testing.assert_allclose(mesh.bounds.mean(0), [3, 0, 0], atol=0.03)
+    monkeypatch.setattr("polydit.tasks.shape_3d.predict.MAX_CLOUD_RESOLUTION", 48)
+    assert len(cloud_mesh(cloud, 512).faces) == len(mesh.faces)  # a grid of 512 would take 11 GB
     sheet = np.concatenate([np.random.default_rng(1).uniform(-0.9, 0.9, (1500, 2)), np.zeros((1500, 1))], 1)
     assert solid_of_points(sheet, 48).mesh().is_watertight

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from polydit.core.errors import PolyditError
+from polydit.core.geometry.mesh import Mesh
+from polydit.core.geometry.writing import mesh_bytes
 from polydit.tasks.shape_3d.cloud_data import CloudData, CloudSet, read_pc15k, statistics
 from polydit.tasks.shape_3d.pool import PoolOptions, build_pool
 from polydit.tasks.shape_3d.procedural import FAMILIES, make_shape
@@ -96,7 +98,7 @@ def test_layouts_of_meshes(block_file, tmp_path, monkeypatch):
         find_shapes("voxels", plain, "train", ["chair"])
 
 
-def test_a_mesh_is_a_solid_and_what_is_none_is_told(block_file, tmp_path):
+def test_a_mesh_is_a_solid_and_what_was_done_is_told(block, block_file, tmp_path):
     shape = MeshShape(block_file, "chair", resolution=40)
     points, _ = shape.sample(500, np.random.default_rng(0))
     np.testing.assert_allclose(abs(points).max(0), [0.95, 0.3, 0.6], atol=0.04)
@@ -107,6 +109,16 @@ def test_a_mesh_is_a_solid_and_what_is_none_is_told(block_file, tmp_path):
     said = []
     assert readable([MeshShape(bad, "chair"), shape], said.append) == [shape]
     assert "1 usable face" in said[0]
+    printed = tmp_path / "printed.stl"
+    printed.write_bytes(
+        mesh_bytes(Mesh(500 * block.vertices, block.faces), "stl")
+    )  # written along z, as such files are
+    shape = MeshShape(printed, "chair", resolution=32)
+    assert readable([shape], said.append) == [shape]
+    assert "turned: z was up" in said[1]
+    assert "its longest side was 950 units" in said[1]
+    build_pool([shape], PoolOptions(points=8), say=said.append)
+    assert said[2] == "meshes: 1 turned, 1 scaled"
 
 
 def test_the_pool_keeps_what_is_asked_for_and_finds_it_again(block_file, tmp_path):
