@@ -20,7 +20,7 @@ from ...core.time_windows import mirrored, stream_windows
 from .compositing import gamma_adjusted, keyed, parse_path, placed
 from .compositing_data import cut_elements
 from .masks import read_frames_mask
-from .predict import result_name
+from .predict import even_sides, result_name
 
 if TYPE_CHECKING:
     from ...core.media import OutputWriter
@@ -91,7 +91,7 @@ def predict_composite(
                     done += 1
                     progress(done, max(done, reader.frames))
                 handed = list(made[count - form.known : count]) if form.known else []
-        notes += reader.notes()
+        notes += [*reader.notes(), *even_sides(name, size)]
     for note in notes:
         print(f"{source.name}: {note}", file=sys.stderr, flush=True)  # noqa: T201 - what the user reads
     return {

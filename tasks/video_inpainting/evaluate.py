@@ -23,11 +23,13 @@ from ...core.errors import PolyditError
 from ...core.media import OutputWriter, ResultsTable, contact_sheet
 from ...core.metrics.video import frame_psnr, frame_ssim, optical_flow, warping_error
 from ...core.open_pipeline import choose_weights, open_pipeline
+from ...core.task import resolve
 from . import TASK
 from .baselines import BASELINES
 from .layouts import find_clips, protocol_masks
 from .moving_masks import moving_masks
 from .pipeline import VideoInpaintingPipeline
+from .predict import COMPOSITOR
 from .propagation import propagate
 
 __all__ = ["Case", "evaluate", "hole_psnr", "run", "synthetic_cases"]
@@ -222,6 +224,8 @@ def run(options: Namespace) -> int:
         settings["weights"] = choose_weights(TASK, options.weights)
         options.cache = "none"
         pipe = open_pipeline(TASK, settings["weights"], options, settings, say)
+        if type(pipe).__name__ == COMPOSITOR:
+            return _run_compositing(pipe, options, settings)
         if not isinstance(pipe, VideoInpaintingPipeline):
             raise PolyditError(f"--weights: a {type(pipe).__name__} does not inpaint; give other weights")
         methods["ours"] = lambda frames, masks: pipe(
@@ -241,11 +245,7 @@ def run(options: Namespace) -> int:
             (f"{options.input}, masks of the data set grown by 4 as in ProPainter's protocol"),
         )
     else:
-        if not (options.corpus / "manifest.jsonl").is_file():
-            raise PolyditError(
-                f"--corpus {options.corpus}: no corpus is here; make one with `polydit corpus build`, or give --input"
-            )
-        split = "reserved" if options.split == "val" and not options.validation else "val"
+        split = _corpus_split(options)
         cases = synthetic_cases(
             options.corpus,
             options.clips or 24,
@@ -294,6 +294,45 @@ def run(options: Namespace) -> int:
         cells = [(title, cell) for row in shown for title, cell in zip(names, row, strict=True)]
         say(f"wrote {writer.image(options.sheet.name, contact_sheet(cells, len(names), cell=options.size))}")
     return 0
+
+
+def _run_compositing(pipe: Any, options: Namespace, settings: dict[str, Any]) -> int:
+    """Weights that put one video into another are measured against the video as it was pasted."""
+    for name in ("input", "vfid_weights", "sheet"):
+        if getattr(options, name) is not None:
+            raise PolyditError(f"--{name.replace('_', '-')}: is for weights that inpaint; leave it out")
+    split = _corpus_split(options)
+    count = options.clips or 24
+    rows = resolve(f"{__name__.rpartition('.')[0]}.compositing_evaluate:compositing_scores")(
+        pipe, options.corpus, count, options.size, split, options.seed, lambda done: say(f"{done} clips")
+    )
+    frames = pipe.formulation.frames
+    about = f"{count} {split} clips of {frames} frames, {options.size} pixels, seed {options.seed}"
+    table = ResultsTable(["", "PSNR in the mask", "brightness off by"], about, 3)
+    means = {
+        name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()
+    }
+    for name, mean in means.items():
+        table.add(name, mean["hole_psnr"], mean["brightness"])
+    print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
+    if options.output is not None:
+        writer = OutputWriter(options.output.parent, overwrite=options.overwrite)
+        content = {"settings": settings, "about": about, "mean": means, "rows": rows}
+        say(f"wrote {writer.json(options.output.name, content)}")
+    return 0
+
+
+def _corpus_split(options: Namespace) -> str:
+    """The split that is measured on.
+
+    Raises:
+        PolyditError: there is no corpus.
+    """
+    if not (options.corpus / "manifest.jsonl").is_file():
+        raise PolyditError(
+            f"--corpus {options.corpus}: no corpus is here; make one with `polydit corpus build`, or give --input"
+        )
+    return "reserved" if options.split == "val" and not options.validation else "val"
 
 
 def say(line: str) -> None:

@@ -109,6 +109,7 @@ def inpaint(
         notes = [*reader.notes(), *report.notes]
         if report.covered == 0:
             notes.append("no mask covers anything: the frames were copied")
+        notes += even_sides(name, size)
         if reader.has_audio and video.sound != "copied":
             notes.append(f"sound: {video.sound}")
     for note in notes:
@@ -128,6 +129,18 @@ def result_name(source: Path, what: str, kind: str) -> str:
     """Name of the result; a folder of frames gets none of the endings."""
     stem = source.stem if source.is_file() else source.name
     return f"{stem}_{what}{ENDINGS[kind]}"
+
+
+def even_sides(name: str, size: tuple[int, int]) -> list[str]:
+    """What there is to say of a video (height, width) with an odd side."""
+    height, width = size
+    kind = Path(name).suffix.lstrip(".")
+    if kind not in ("mp4", "webm") or height % 2 == width % 2 == 0:
+        return []
+    what = " and ".join(word for word, side in (("row", height), ("column", width)) if side % 2)
+    return [
+        f"{kind} has even sides only: it is {width + width % 2}x{height + height % 2}, with the last {what} repeated"
+    ]
 
 
 def _writing(writer: OutputWriter, name: str, reader: FrameSource, source: Path) -> Any:

@@ -1,6 +1,7 @@
 """Inpainting of a clip: CPU seconds per frame against resolution, length and steps, with and without a feature cache.
 
     python tests/benchmarks/bench_video_inpainting.py [--weights FOLDER] [--quick] [--output FILE]
+    python tests/benchmarks/bench_video_inpainting.py --length 2000      # memory of `predict` over a long file
 
 A square wanders over a panning texture and covers about a twentieth of each frame; ``peak`` is the most memory that the
 process has held so far. Without weights an untrained network of the shipped configuration runs, which is as quick.
@@ -61,13 +62,58 @@ def pipeline(weights: Path | None):
     )
 
 
+def resident() -> float:
+    """Megabytes that the process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def memory_over(length: int, weights: Path | None, every: int = 250) -> list[tuple[int, float]]:
+    """What ``predict`` holds while it goes through a file of so many frames of 96 x 64: (frames done, MB)."""
+    import tempfile
+    from fractions import Fraction
+
+    from polydit.core.media import OutputWriter
+    from polydit.core.media.video import video_output
+    from polydit.core.predict import predict_parser, run_one
+    from polydit.tasks.video_inpainting import TASK
+
+    found: list[tuple[int, float]] = []
+
+    def show(done: int, total: int) -> None:
+        if done % every == 0:
+            found.append((done, resident()))
+            print(f"| {done} | {found[-1][1]:.0f} |", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        writer = OutputWriter(Path(folder), overwrite=True)
+        frames, _ = clip(150, 64, 96)
+        with video_output(writer, "long.mp4", 96, 64, Fraction(25)) as video:
+            for number in range(length):
+                video.write(frames[number % 150], Fraction(number, 25))
+        (Path(folder) / "box.csv").write_text("frame,x,y,w,h\n0,10,20,16,16\n")
+        words = f"--input {folder}/long.mp4 --mask {folder}/box.csv --output {folder}/out --overwrite"
+        options = predict_parser(TASK).parse_args(words.split())
+        options.progress = show
+        print("| frames done | MB |")
+        print("| --- | --- |")
+        run_one(TASK, pipeline(weights), Path(folder) / "long.mp4", OutputWriter(Path(folder) / "out"), options)
+    return found
+
+
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--length", type=int)
     options = parser.parse_args()
+    if options.length is not None:
+        found = memory_over(options.length, options.weights)
+        if options.output is not None:
+            options.output.write_text(json.dumps(found, indent=1))
+        return
     from polydit.core.acceleration import FORA, accelerate
 
     cases = [(16, 128, 128, 1, ""), (16, 128, 128, 4, ""), (16, 128, 128, 4, "fora")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from clips_of_tests import pipeline_of, scene, tiny_dit, write_video
 
+from polydit.core.cli import main
 from polydit.tasks.video_inpainting.pipeline import VideoInpaintingPipeline
 
 
@@ -44,3 +47,17 @@ def files(moving, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder, "clip.mp4", moving[0])
     write_video(folder, "mask.mp4", moving[1])
     return folder
+
+
+@pytest.fixture
+def run(weights: Path, tmp_path: Path, capsys):
+    """``predict`` with tiny weights: exit code, record of the first input, what was said."""
+
+    def call(*words: Any) -> tuple[int, dict, str]:
+        given = ["video-inpainting", "predict", "--weights", weights, "--output", tmp_path / "out", *words]
+        code = main(list(map(str, given)))
+        file = tmp_path / "out/results.json"
+        record = json.loads(file.read_text())["inputs"][0] if file.is_file() else {}
+        return code, record, capsys.readouterr().err
+
+    return call

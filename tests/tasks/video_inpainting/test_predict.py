@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +15,6 @@ from polydit.core.cli import main
 from polydit.core.data.masks import dilate
 from polydit.core.data.video import VideoReader
 from polydit.tasks.video_inpainting.pipeline import VideoInpaintingPipeline
-
-
-@pytest.fixture
-def run(weights: Path, tmp_path: Path, capsys):
-    """``predict`` with tiny weights: exit code, record of the first input, what was said."""
-
-    def call(*words: Any) -> tuple[int, dict, str]:
-        given = ["video-inpainting", "predict", "--weights", weights, "--output", tmp_path / "out", *words]
-        code = main(list(map(str, given)))
-        file = tmp_path / "out/results.json"
-        record = json.loads(file.read_text())["inputs"][0] if file.is_file() else {}
-        return code, record, capsys.readouterr().err
-
-    return call
 
 
 def frames_of(folder: Path) -> np.ndarray:
