@@ -9,7 +9,7 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from clips_of_tests import scene, write_video
+from clips_of_tests import scene
 from PIL import Image
 
 from polydit.core.data.video import VideoReader
@@ -89,13 +89,3 @@ def test_odd_sides_are_kept_in_frames_and_told_in_mp4(run, tmp_path: Path):
     assert "mp4 has even sides only: it is 58x42, with the last row and column repeated" in said
     with VideoReader(tmp_path / "out/odd_inpainted.mp4") as reader:
         assert (reader.width, reader.height) == (58, 42)
-
-
-def test_a_cut_between_scenes_leaves_no_ghost(run, moving, tmp_path: Path):
-    """Behind the cut everything is dark, and nothing bright comes over it."""
-    dark = (moving[2][:, ::-1, ::-1] // 8).astype(np.uint8)
-    clip = write_video(tmp_path, "cut.mp4", np.concatenate([moving[2][:6], dark[:6]]))
-    code, _, _ = run("--input", clip, "--mask", boxes(tmp_path, 20, 14), "--format", "frames")
-    assert code == 0
-    made = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out/cut_inpainted").iterdir())]
-    assert max(int(picture.max()) for picture in made[6:]) < 80
