@@ -59,7 +59,7 @@ class PointClouds(DiffusionModule):
                 f"{len(formulation.categories)} categories; set it to that"
             )
         super().__init__(backbone, objective=objective, **kwargs)
-        self.formulation = formulation
+        self.formulation, self.blocks_from = formulation, blocks_from
         self.sampler = sampler or ("ddpm" if isinstance(objective.path, DiscretePath) else "euler")
         if blocks_from is not None and not is_on_meta(backbone):
             try:
@@ -72,18 +72,19 @@ class PointClouds(DiffusionModule):
                 raise PolyditError(
                     "--model.tune difffit: does not go with --model.adapter; choose one of them"
                 )
-            if not (self.init_weights or blocks_from) and not is_on_meta(backbone):
-                raise PolyditError(
-                    "--model.tune difffit: needs trained weights; name them with --model.init_weights"
-                )
             self.difffit = DiffFit(backbone)
 
     def setup(self, stage: str) -> None:
-        """Refuse data of other categories, or clouds that are normalised by other numbers.
+        """Refuse data of other categories, clouds that are normalised by other numbers, and DiffFit of random weights.
 
         Raises:
             PolyditError: they do not fit.
         """
+        # Not before: an export builds the module without them, as the checkpoint has them all.
+        if self.difffit is not None and stage == "fit" and not (self.init_weights or self.blocks_from):
+            raise PolyditError(
+                "--model.tune difffit: needs trained weights; name them with --model.init_weights"
+            )
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and hasattr(data, "statistics"):
             if list(data.categories) != list(self.formulation.categories):

@@ -62,7 +62,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(PolyditError, match="num_classes 2: there are 1 categories"):
         PointClouds(DiT3D(**CLOUD))
     with pytest.raises(PolyditError, match="needs trained weights"):
-        PointClouds(DiT3D(**CLOUD), formulation=FORM, tune="difffit")
+        PointClouds(DiT3D(**CLOUD), formulation=FORM, tune="difffit").setup("fit")
     with pytest.raises(PolyditError, match="no such file"):
         PointClouds(DiT3D(**CLOUD), formulation=FORM, blocks_from=str(tmp_path / "gone.safetensors"))
 

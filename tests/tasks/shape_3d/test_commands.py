@@ -15,6 +15,8 @@ from polydit.core.geometry.reading import read_mesh
 from polydit.core.geometry.solids import solid_of_points
 from polydit.tasks.shape_3d.predict import cloud_mesh
 
+from .conftest import CLOUD
+
 trimesh = pytest.importorskip("trimesh")
 
 
@@ -154,6 +156,48 @@ def test_figures_of_tiny_weights(cloud_weights, tmp_path, capsys):
     assert chair["mmd_of_training"] < chair["mmd"]  # tiny random weights make nothing like a chair
     assert main([*words, "--pictures", "1"]) == 2
     assert "--pictures: these weights make shapes of a category only" in capsys.readouterr().err
+
+
+def test_difffit_by_the_command_ends_in_a_pipeline(cloud_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # runs go to where the command is
+    backbone = {**CLOUD, "norm": "layer"}
+    config = {
+        "model": {
+            "class_path": "polydit.tasks.shape_3d.cloud_model.PointClouds",
+            "init_args": {
+                "backbone": {"class_path": "polydit.core.backbones.dit_3d.DiT3D", "init_args": backbone},
+                "formulation": {
+                    "categories": ["chair", "table"], "points": 64, "mean": [-0.005, 0.185, -0.041], "std": 0.441
+                },
+                "init_weights": str(cloud_weights / "transformer"),
+                "tune": "difffit",
+            },
+        },
+        "data": {
+            "class_path": "polydit.tasks.shape_3d.cloud_data.CloudData",
+            "init_args": {
+                "layout": "procedural", "categories": ["chair", "table"], "procedural": 8, "points": 64, "batch_size": 4
+            },
+        },
+        "trainer": {"max_steps": 2, "accelerator": "cpu"},
+    }  # fmt: skip
+    file = tmp_path / "difffit.yaml"
+    file.write_text(json.dumps(config))  # which is YAML
+    assert main(["shape-3d", "fit", "--config", str(file), "--name", "run"]) == 0, capsys.readouterr().err
+    (folder,) = tmp_path.rglob("run/pipeline")
+    words = [
+        "shape-3d",
+        "predict",
+        "--weights",
+        str(folder),
+        "--category",
+        "table",
+        "--no-mesh",
+        "--num",
+        "1",
+    ]
+    assert main([*words, "--steps", "2", "--output", str(tmp_path / "made")]) == 0
+    assert (tmp_path / "made" / "table_00.ply").is_file()
 
 
 def test_a_closed_surface_around_a_cloud(monkeypatch):
