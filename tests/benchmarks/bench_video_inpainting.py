@@ -97,7 +97,9 @@ def memory_over(length: int, weights: Path | None, every: int = 250) -> list[tup
         options.progress = show
         print("| frames done | MB |")
         print("| --- | --- |")
-        run_one(TASK, pipeline(weights), Path(folder) / "long.mp4", OutputWriter(Path(folder) / "out"), options)
+        run_one(
+            TASK, pipeline(weights), Path(folder) / "long.mp4", OutputWriter(Path(folder) / "out"), options
+        )
     return found
 
 
