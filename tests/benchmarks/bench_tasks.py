@@ -79,14 +79,6 @@ def composite(pipe: Any, given: Scene) -> Any:
     return pipe(frames, layers, list(layers), generator=given["generator"])
 
 
-def solid(pipe: Any, given: Scene) -> Any:
-    """From the picture; the mesh's resolution is a quarter of the side."""
-    from PIL import Image
-
-    picture = Image.fromarray(given["picture"])
-    return pipe(picture, resolution=max(16, given["side"] // 4), generator=given["generator"])
-
-
 CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
     "SuperResolutionPipeline": ("x4, to this size", super_resolution),
     "SegmentationPipeline": ("one mask", lambda pipe, s: pipe(s["picture"], generator=s["generator"])),
@@ -104,7 +96,6 @@ CALLS: dict[str, tuple[str, Callable[[Any, Scene], Any]]] = {
     "VideoCompressionPipeline": ("two frames", lambda pipe, s: pipe([s["picture"], s["picture"]])),
     "VideoInpaintingPipeline": ("eight frames", inpaint),
     "VideoCompositingPipeline": ("eight frames", composite),
-    "TriplanePipeline": ("a mesh, resolution a quarter", solid),
     "TriplanePipeline": (
         "a chair, a cell for eight pixels",
         lambda pipe, s: pipe(category="chair", resolution=max(16, s["side"] // 8), generator=s["generator"]),

@@ -51,3 +51,14 @@ def test_windows_are_cheaper_than_global_attention():
     rows = {row[0]: row for row in table("bench_shape.py")}
     (windows,) = (row for name, row in rows.items() if "in windows" in name)
     assert float(windows[2]) > 1, windows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_enhancer_brings_texture_back():
+    done = subprocess.run(
+        [sys.executable, HERE / "bench_enhancer.py", "--quick"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    row = [cell.strip() for cell in done.stdout.strip().splitlines()[-1].split("|")]
+    assert float(row[8]) < float(row[6]), row  # texture at fidelity 0 and 1
