@@ -127,8 +127,10 @@ def open_enhancer(
     from ...core.backbones import DiT
 
     try:
-        network = DiT.from_pretrained(str(place), local_files_only=True, use_safetensors=True)
+        network = DiT.from_pretrained(
+            str(place), local_files_only=True, use_safetensors=True, torch_dtype=dtype or torch.float32
+        )
     except Exception as error:  # of diffusers, safetensors and torch: each has its own for a broken file
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise PolyditError(f"{place}: cannot be read ({line}); get the folder again") from error
-    return Enhancer(network.eval().requires_grad_(False).to(device, dtype or torch.float32), fidelity)
+    return Enhancer(network.eval().requires_grad_(False).to(device), fidelity)
