@@ -300,5 +300,6 @@ def import_av(what: str) -> ModuleType:
         import av.logging
     except ImportError as error:
         raise PolyditError(f"{what} needs PyAV; pip install 'polydit[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what matters comes as an exception
+    # Off, or a thread of a decoder that has something to log waits for the interpreter, which waits for it at the end.
+    av.logging.set_level(None)
     return av
