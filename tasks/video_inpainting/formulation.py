@@ -61,8 +61,6 @@ class Formulation:
             before the network looks (:mod:`.propagation`), which is also told what no frame shows.
         residual_scale: if set, for pixel space and a propagated fill: the network works on what the fill lacks, in
             these units. One that answers zero leaves the fill as it is.
-        residual_part: of the hole, with ``residual_scale``, that the network changes: all of it, or what is ``unseen``
-            in every frame; a fill from other frames is better than what a small network makes of it.
         signal_gain: see :meth:`Parameterization.signal_gain`.
         frames: that the network sees at once, in pixels' time. Longer clips are cut, see the pipeline.
         known: frames of the result that the next window is given as known.
@@ -70,11 +68,12 @@ class Formulation:
         strength: share of the schedule that is run; below 1 it starts from the noised fill.
         guidance: scale of classifier-free guidance, for networks that read text; 1 is off.
         max_pixels: of a frame; larger ones are cut around the hole, or reduced where that is larger still.
+        residual_part: of the hole, with ``residual_scale``, that the network changes: all of it, or what is ``unseen``
+            in every frame; a fill from other frames is better than what a small network makes of it.
     """
 
     fill: Fill = "black"
     residual_scale: float | None = None
-    residual_part: Part = "hole"
     signal_gain: bool = False
     frames: int = 121
     known: int = 9
@@ -82,6 +81,7 @@ class Formulation:
     strength: float = 0.8
     guidance: float = 1.0
     max_pixels: int = 1920 * 1088
+    residual_part: Part = "hole"
 
     def __post_init__(self) -> None:
         if self.fill not in ("black", "propagated"):
