@@ -25,6 +25,7 @@ SHIPPED = [
 ALSO_NEEDED = {
     "layer-decomposition": ("--mask", "mask.png"),
     "shape-3d": ("--no-mesh", "--resolution", "32"),  # meshes need an extra
+    "video-inpainting": ("--mask", "mask.png", "--format", "frames"),  # videos need an extra
     "virtual-try-on": ("--garment", "picture.png", "--mask", "mask.png"),
 }
 
