@@ -6,6 +6,7 @@ uses `open_frames`, which does not.
 
 from __future__ import annotations
 
+import gc
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,10 @@ __all__ = ["Clip", "Reader", "open_clip"]
 Reader = Literal["auto", "decord", "pyav"]
 REOPEN_AFTER = 2000  # frames; decord keeps what it decoded
 _of_parents: list[Any] = []
+
+# Nor is anything else that the parent has thrown away for a child's garbage collection to close.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class Clip:
