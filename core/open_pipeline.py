@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,20 @@ from .task import TaskSpec, nearest
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["CACHES", "check_cache_name", "choose_weights", "open_pipeline"]
+__all__ = ["CACHES", "check_cache_name", "choose_weights", "open_pipeline", "read_cache"]
 
 CACHES: dict[str, tuple[str, dict[str, Any]]] = {
-    "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1}),
+    "taylorseer": ("TaylorSeer", {"interval": 3, "order": 1, "first_enhance": 2}),
     "fora": ("FORA", {"interval": 2}),
-    "delta-dit": ("DeltaDiT", {"interval": 2}),
-    "block-span": ("BlockSpan", {"start": 0, "stop": None, "interval": 3, "order": 1}),
+    "delta-dit": ("DeltaDiT", {"interval": 2, "blocks": 0.75, "switch": 0.6}),
+    "block-span": ("BlockSpan", {"interval": 3, "order": 1, "start": 0, "stop": None}),
     "first-block": ("FirstBlock", {"threshold": 0.08}),
     "deepcache": ("DeepCache", {"interval": 3}),
 }
-"""Methods of `polydit.core.acceleration` by the name on the command line: the class, and what it is given."""
+"""Methods of `polydit.core.acceleration` by the name on the command line: the class, and what it is given.
+
+On the command line more may follow the name, and goes before this: ``taylorseer:interval=2,order=2``.
+"""
 
 
 def choose_weights(task: TaskSpec, given: str | Path | None, system: str | None = None) -> str | Path:
@@ -98,15 +102,43 @@ def check_cache_name(name: str) -> None:
     """Refuse what is neither a cache nor a plan.
 
     Raises:
-        PolyditError: with the names that there are.
+        PolyditError: with the names, or the settings of that cache, that there are.
     """
-    if name == "none" or name in CACHES:
+    if name == "none":
         return
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise PolyditError(f"--cache {name}: no such file; `redundancy` writes one")
         return
-    raise PolyditError(f"--cache: {name} is not one of none, {', '.join(CACHES)}{nearest(name, CACHES)}")
+    read_cache(name)
+
+
+def read_cache(text: str) -> tuple[str, dict[str, Any]]:
+    """Class and settings of ``NAME`` or ``NAME:setting=number,...``.
+
+    Raises:
+        PolyditError: the cache, a setting of it or a number is unknown.
+    """
+    name, _, more = text.partition(":")
+    if name not in CACHES:
+        raise PolyditError(f"--cache: {name} is not one of none, {', '.join(CACHES)}{nearest(name, CACHES)}")
+    class_name, values = CACHES[name][0], dict(CACHES[name][1])
+    for setting in filter(None, more.split(",")):
+        key, _, value = setting.partition("=")
+        if key not in values:
+            raise PolyditError(
+                f"--cache {text}: {name} has no setting {key}; it has {', '.join(values)}{nearest(key, values)}"
+            )
+        try:
+            number = json.loads(value)
+        except json.JSONDecodeError:
+            number = None
+        real = isinstance(values[key], float)
+        if isinstance(number, bool) or not isinstance(number, int | float if real else int):
+            kind, such = "number" if real else "whole number", values[key] or 2
+            raise PolyditError(f"--cache {text}: {key} is a {kind}, as in {name}:{key}={such}")
+        values[key] = number
+    return class_name, values
 
 
 def _accelerate(pipe: Any, name: str) -> None:
@@ -119,11 +151,11 @@ def _accelerate(pipe: Any, name: str) -> None:
             f"--cache {name}: {type(pipe).__name__} has no network that is asked step by step; leave it out"
         )
     try:
-        if name in CACHES:
-            class_name, values = CACHES[name]
-            policy = getattr(acceleration, class_name)(**values)
-        else:
+        if name.endswith(".json"):
             policy = acceleration.Replay(acceleration.FORA(), acceleration.Plan.read(name))
+        else:
+            class_name, values = read_cache(name)
+            policy = getattr(acceleration, class_name)(**values)
         acceleration.accelerate(pipe, policy, strict=True)
     except PolyditError as error:
         raise PolyditError(f"--cache {name}: {error}; leave it out") from error

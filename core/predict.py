@@ -52,7 +52,8 @@ OPTIONS = (
         "--cache",
         "str",
         "none",
-        f"reuse between steps: {', '.join(CACHES)}, or a plan.json of `redundancy`",
+        f"reuse between steps: {', '.join(CACHES)}, with settings as in taylorseer:interval=2; or a plan.json of "
+        "`redundancy`",
         metavar="NAME",
     ),
     Option("--overwrite", "bool", False, "replace results that are there already"),

@@ -198,7 +198,15 @@ def test_lora_changes_the_weights_in_use_and_says_how_much_matched(
     assert (dummy_weights / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("name", "full"), [("taylorseer", [0, 1, 4]), ("fora", [0, 2, 4])])
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("taylorseer", [0, 1, 4]),
+        ("fora", [0, 2, 4]),
+        ("fora:interval=3", [0, 3]),
+        ("taylorseer:interval=2,first_enhance=1,order=2", [0, 2, 4]),
+    ],
+)
 def test_a_cache_is_on_while_the_task_runs(
     run: Any, photos: Path, tmp_path: Path, name: str, full: list[int], monkeypatch: pytest.MonkeyPatch
 ):
@@ -254,6 +262,24 @@ def test_a_plan_from_a_study_is_a_cache(
     code, lines = run("--input", photos / "a.png", "--cache", "tailor", "--overwrite")
     assert "tailor is not one of none, taylorseer" in lines[0]
     assert "did you mean taylorseer?" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fora:intervall=2", "fora has no setting intervall; it has interval (did you mean interval?)"),
+        ("fora:interval=two", "interval is a whole number, as in fora:interval=2"),
+        ("fora:interval=1.5", "interval is a whole number, as in fora:interval=2"),
+        ("first-block:threshold=x", "threshold is a number, as in first-block:threshold=0.08"),
+        ("fora:interval", "interval is a whole number, as in fora:interval=2"),
+        ("fora:interval=0", "interval 0"),
+        ("tailor:interval=2", "did you mean taylorseer?"),
+    ],
+)
+def test_mistakes_in_a_cache_s_settings_are_named(run: Any, photos: Path, name: str, said: str):
+    code, lines = run("--input", photos / "a.png", "--cache", name)
+    assert code == 2
+    assert said in lines[0]
 
 
 def test_missing_lora_and_absent_device_are_named(run: Any, photos: Path):
