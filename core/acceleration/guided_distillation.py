@@ -1,4 +1,7 @@
-"""One network for a guided pair, then half as many steps, and again ("On Distillation of Guided Diffusion Models")."""
+"""One network for a guided pair, then half as many steps, and again ("On Distillation of Guided Diffusion Models").
+
+A student samples by :func:`polydit.core.diffusion.ddim`, or with noise by ``stochastic_ddim``.
+"""
 
 from __future__ import annotations
 

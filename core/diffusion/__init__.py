@@ -5,7 +5,7 @@ means; an :class:`Objective` is one that can also train; :func:`sample`, :func:`
 :func:`with_scheduler` read it.
 """
 
-from .ddim import ddim, ddim_step, index_times
+from .ddim import ddim, ddim_step, index_times, renoise, stochastic_ddim
 from .guidance import Guidance, guide
 from .objective import Objective, ObjectiveOutput
 from .ode import Solution, solve
@@ -61,10 +61,12 @@ __all__ = [
     "make_scheduler",
     "preset",
     "refine",
+    "renoise",
     "respace",
     "sample",
     "shift_time",
     "solve",
+    "stochastic_ddim",
     "time_grid",
     "unshift_time",
     "with_scheduler",

@@ -1,4 +1,4 @@
-"""The deterministic DDIM sampler on any path, differentiable from end to end (DDIM, arXiv 2010.02502).
+"""The deterministic DDIM sampler on any path, differentiable from end to end (DDIM, arXiv 2010.02502), and a noisy one.
 
 A step keeps the two things that the network has said, clean data and noise, and mixes them anew. On the linear path
 that is an Euler step. What trains through its sampler, or on the states of its sampler, runs this.
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .parameterization import Denoise, Parameterization
 from .runs import sampling_run
 
-__all__ = ["ddim", "ddim_step", "index_times"]
+__all__ = ["ddim", "ddim_step", "index_times", "renoise", "stochastic_ddim"]
 
 
 def index_times(indices: Sequence[int], total: int = 1000) -> list[float]:
@@ -74,4 +74,54 @@ def ddim(
             x_t = ddim_step(parameterization, raw, x_t, t, t_next)
             if visit is not None:
                 visit(index + 1, x_t)
+    return x_t
+
+
+def renoise(
+    parameterization: Parameterization,
+    x_t: Tensor,
+    t: float,
+    t_back: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A state (B, C, ...) carried from ``t`` back to the noisier ``t_back`` by fresh noise, along the path."""
+    precision = torch.promote_types(x_t.dtype, torch.float32)
+    path = parameterization.path
+    now, then = (torch.tensor([value], dtype=precision, device=x_t.device) for value in (t, t_back))
+    ratio = path.alpha(then) / path.alpha(now)
+    fresh = (path.sigma(then).square() - (ratio * path.sigma(now)).square()).clamp(min=0).sqrt()
+    noise = torch.randn(x_t.shape, generator=generator, dtype=precision).to(x_t.device)
+    return (ratio * x_t + fresh * noise).to(x_t.dtype)
+
+
+def stochastic_ddim(
+    denoise: Denoise,
+    init: Tensor,
+    parameterization: Parameterization,
+    times: Sequence[float],
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Two steps forward without noise, one back with it: the N-step stochastic sampler of distilled networks.
+
+    From ``times[i]`` one deterministic step leads to ``times[i + 2]``, fresh noise back to ``times[i + 1]``. It asks
+    the network as often as :func:`ddim` does ("On Distillation of Guided Diffusion Models", arXiv 2210.03142).
+
+    Args:
+        denoise: network with conditions and guidance filled in.
+        init: state at ``times[0]``.
+        parameterization: what the network's answer means.
+        times: descending, in project time, ending at 0; see :func:`index_times`.
+        generator: of the noise, on the CPU.
+    """
+    x_t, last = init, len(times) - 1
+    with sampling_run(last) as at:
+        for index, t in enumerate(times[:-1]):
+            at(index)
+            precision = torch.promote_types(x_t.dtype, torch.float32)
+            t_batch = torch.full((x_t.shape[0],), t, dtype=precision, device=x_t.device)
+            raw = denoise(x_t, parameterization.model_timestep(t_batch))
+            far = times[min(index + 2, last)]
+            x_t = ddim_step(parameterization, raw, x_t, t, far)
+            if index + 1 < last:
+                x_t = renoise(parameterization, x_t, far, times[index + 1], generator)
     return x_t

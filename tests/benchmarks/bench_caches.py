@@ -1,6 +1,7 @@
 """What ``--cache`` saves and costs with the weights that come with the tasks: every method, against no cache.
 
-    python tests/benchmarks/bench_caches.py [--quick] [--only TASK ...] [--steps 8 20] [--rounds 1] [--output FILE]
+    python tests/benchmarks/bench_caches.py [--quick] [--only TASK ...] [--steps 8 20] [--caches NAME ...]
+        [--rounds 1] [--output FILE]
 
 ``predict`` runs on the package's own samples, once without a cache and once with each. ``gain`` is the processor
 seconds without a cache over those with it, reading and writing included; ``PSNR`` that of the pictures written (all
@@ -17,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def timed(session: PredictSession, source: Path | None, settings: dict[str, Any]
     return result, time.process_time() - start
 
 
-def measure(case: Case, steps: int, inputs: int | None, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    case: Case, steps: int, caches: Iterable[str], inputs: int | None, rounds: int
+) -> list[dict[str, Any]]:
     """A row for each cache that the network takes."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +124,7 @@ def measure(case: Case, steps: int, inputs: int | None, rounds: int) -> list[dic
         plain, own = (PredictSession(find_task(case.task)) for _ in range(2))
         first, most = jobs[0][0], {**case.settings, **jobs[0][1], "steps": steps}
         plain.run(first, most)  # opens the pipeline, and is slower
-        for cache in CACHES:
+        for cache in caches:
             gains, worst, computed, said = [], math.inf, None, None
             try:
                 own.run(first, {**most, "cache": cache})
@@ -154,6 +157,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one input each")
     parser.add_argument("--only", nargs="+", metavar="TASK", help="these tasks only")
     parser.add_argument("--steps", type=int, nargs="+", help="instead of those that suit each")
+    parser.add_argument("--caches", nargs="+", metavar="NAME", help="as --cache takes them; default: each")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
@@ -163,7 +167,9 @@ def main() -> None:
         if (options.only and case.task not in options.only) or not shipped(case.task):
             continue
         for steps in options.steps or case.steps:
-            rows += measure(case, steps, 1 if options.quick else None, options.rounds)
+            rows += measure(
+                case, steps, options.caches or CACHES, 1 if options.quick else None, options.rounds
+            )
     table = ResultsTable(["task", "steps", "cache", "gain", "PSNR"])
     for row in rows:
         if "refused" not in row:

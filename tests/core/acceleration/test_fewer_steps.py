@@ -23,7 +23,7 @@ from polydit.core.acceleration.guided_distillation import (
     with_guidance,
 )
 from polydit.core.acceleration.mmd_finetuning import few_step_indices
-from polydit.core.diffusion import Parameterization, ddim, ddim_step, index_times, preset
+from polydit.core.diffusion import Parameterization, ddim, ddim_step, index_times, preset, stochastic_ddim
 from polydit.core.diffusion.paths import DiscretePath, VPPath
 from polydit.core.errors import PolyditError
 from polydit.core.metrics.kernel import gaussian_kernel, kernel_distance, polynomial_kernel
@@ -254,6 +254,40 @@ def test_gaussian_data_from_8_steps_to_1():
     assert not first.gains
     with pytest.raises(PolyditError, match="cannot be halved"):
         halve(first, train, 12, 5)
+
+
+def test_the_stochastic_sampler_keeps_the_law_of_the_data():
+    """A student whose double steps are exact for N(0, s^2): noise is forgotten and drawn anew, the variance stays."""
+    flow, s2, steps = Parameterization(prediction="x0"), 0.25, 4
+    times = [1 - i / steps for i in range(steps + 1)]
+    asked = []
+
+    def spread(t):
+        return ((1 - t) ** 2 * s2 + t**2) ** 0.5
+
+    def student(x, timestep):
+        t = float(timestep[0]) / 1000
+        end = max(t - 2 / steps, 0.0)
+        asked.append((round(t, 3), float(x.std())))
+        lands = x * spread(end) / spread(t)
+        return (lands - end / t * x) / ((1 - end) - end / t * (1 - t))
+
+    def run(seed):
+        return stochastic_ddim(student, noise, flow, times, torch.Generator().manual_seed(seed))
+
+    noise = torch.randn(40_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    made = run(0)
+    assert [t for t, _ in asked] == times[:-1]
+    for t, found in asked:
+        assert found == pytest.approx(spread(t), rel=0.02)
+    assert float(made.std()) == pytest.approx(s2**0.5, rel=0.02)
+    assert made.equal(run(0))
+
+    def tie(a, b):
+        return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+    assert tie(made, run(1)) < 0.6  # seeds tell samples of one start apart
+    assert tie(noise, ddim(student, noise, flow, times)) > 0.999
 
 
 # -- classifier guidance ---------------------------------------------------------------------------------------
