@@ -37,6 +37,7 @@ bench: $(VENV)/.installed
 
 bench-acceleration: $(VENV)/.installed
 	$(VENV)/bin/python tests/benchmarks/bench_acceleration.py $(ARGS)
+	$(VENV)/bin/python tests/benchmarks/bench_caches.py $(filter --quick,$(ARGS))
 
 lint: $(VENV)/.installed-dev build/mypy/polydit
 	$(VENV)/bin/ruff check .

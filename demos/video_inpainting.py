@@ -128,7 +128,7 @@ def compose(
     """Put one clip into another; what the button of the second tab does.
 
     Args:
-        session: over weights that composite.
+        session: over weights that composite, or those that came with the task.
         source: the clip.
         element: what is put in, on a plain background.
         path: where its middle goes, ``x,y@frame ...``; empty is the middle.
@@ -143,6 +143,7 @@ def compose(
     if source is None or element is None:
         raise PolyditError("clips: two are needed; upload the one to put into, and what is put in")
     settings = {
+        "system": "compositing" if session.weights is None else None,
         "composite": element,
         "path": path or None,
         "size-pixels": size or None,
@@ -200,8 +201,7 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
     import gradio as gr
 
     session = PredictSession(TASK, weights)
-    shipped = TASK.root() / "demos/weights/video_inpainting_compositing"
-    compositor = PredictSession(TASK, composite_weights or (shipped if shipped.is_dir() else weights))
+    compositor = PredictSession(TASK, composite_weights or weights)
     defaults = session.options("input", "output", {})
 
     def on_clip(file: str | None) -> tuple[Any, str]:

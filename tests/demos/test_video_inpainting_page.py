@@ -107,6 +107,25 @@ def test_the_first_frame_and_what_is_missing(tiny: Path, files: dict[str, Path],
         compose(session, files["clip"], files["clip"])
 
 
+def test_two_clips_are_put_together_by_the_weights_that_came_with_the_task(
+    files: dict[str, Path], tmp_path: Path
+):
+    writer = OutputWriter(tmp_path)
+    with video_output(writer, "ball.mp4", 32, 32, Fraction(10), quality=2) as video:
+        for number in range(4):
+            frame = np.full((32, 32, 3), 255, np.uint8)
+            frame[8:24, 8:24] = (20, 20, 200)
+            video.write(frame, Fraction(number, 10))
+    session = PredictSession(TASK)
+    shown = compose(session, files["clip"], tmp_path / "ball.mp4", "60,40@0", 24)
+    assert "--system compositing" in shown.note
+    assert "--weights" not in shown.note
+    with VideoReader(shown.after) as reader:
+        first = next(iter(reader)).pixels.astype(int)
+    assert first[40, 60, 2] - first[40, 60, 0] > 80
+    assert np.abs(first[4, 40] - [80, 64, 120]).max() < 12
+
+
 def test_a_client_gets_the_bytes_of_the_command(url: str, tiny: Path, files: dict[str, Path], tmp_path: Path):
     from gradio_client import Client, handle_file
 
