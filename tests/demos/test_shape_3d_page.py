@@ -21,11 +21,11 @@ from polydit.core.backbones.d3d_dit import D3DDiT
 from polydit.core.cli import main
 from polydit.core.diffusion import Objective, make_scheduler
 from polydit.core.geometry.reading import read_mesh
-from polydit.demos.shape_3d import build, page_categories
+from polydit.demos.shape_3d import page_categories
 from polydit.tasks.shape_3d.conditions import PictureEncoder
 from polydit.tasks.shape_3d.triplane_pipeline import TriplanePipeline
 
-from .serving import needs_browser
+from .serving import needs_browser, served
 
 pytestmark = pytest.mark.skipif(
     find_spec("gradio") is None or find_spec("trimesh") is None,
@@ -75,18 +75,10 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(weights: Path) -> Iterator[str]:
-    page = build(weights)
-    page.launch(
-        server_name="127.0.0.1",
-        share=False,
-        show_error=True,
-        quiet=True,
-        prevent_thread_lock=True,
-        ssr_mode=False,
-    )
-    yield page.local_url
-    page.close()
+def url(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    words = ["polydit.core.cli", "shape-3d", "demo", "--weights", weights]
+    with served(tmp_path_factory.mktemp("uploads"), *words) as address:
+        yield address
 
 
 def test_the_page_knows_the_categories_without_loading_weights(weights: Path, tmp_path: Path):
