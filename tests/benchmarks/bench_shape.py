@@ -2,13 +2,16 @@
 
     python tests/benchmarks/bench_shape.py [--quick] [--threads 1]
 
-Models are random: the cost is the same. ``ratio`` is the time of the first line of its group over that of the line.
+Models are random: the cost is the same. Sampling is that of one cloud by DiT-3D S/4 in 50 steps, each line in a process
+of its own. ``ratio`` is the time of the first line of its group over that of the line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -48,13 +51,41 @@ def network(voxels: int, patch: int, window: int | None, depth: int) -> DiT3D:
     ).eval()  # fmt: skip
 
 
+def sample(voxels: int, points: int, steps: int, quick: bool) -> None:
+    """One cloud by the pipeline; prints its seconds and the process's memory."""
+    from polydit.core.diffusion import Objective, make_scheduler
+    from polydit.tasks.shape_3d.cloud_pipeline import PointCloudPipeline
+
+    width, depth = (96, 1) if quick else (384, 12)
+    model = DiT3D(input_size=voxels, patch_size=4, hidden_size=width, depth=depth, num_heads=width // 64 or 1)
+    objective = Objective()
+    pipe = PointCloudPipeline(
+        model.eval(),
+        make_scheduler("euler", objective),
+        formulation={"categories": ["chair"], "guidance_scale": 1.0},
+        parameterization=objective.config(),
+    )
+
+    def run(steps: int) -> object:
+        return pipe("chair", num_points=points, steps=steps, generator=torch.Generator().manual_seed(0))
+
+    run(1)
+    begin = time.process_time()
+    run(steps)
+    print(json.dumps([time.process_time() - begin, peak_mib()]))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sample", type=int, nargs=2, metavar=("VOXELS", "POINTS"), help="this line only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.sample:
+        sample(*options.sample, 2 if options.quick else 50, options.quick)
+        return
     rounds, depth = (1, 1) if options.quick else (3, 3)
     table = Table("what", "CPU s", "ratio", "peak MiB")
 
@@ -65,6 +96,26 @@ def main() -> None:
             first = spent if first is None else first
             table.add_row(name, f"{spent:.4f}", f"{first / spent:.2f}", f"{peak_mib():.0f}")
 
+    def sampling(rows: list[tuple[int, int]]) -> None:
+        first = None
+        for voxels, points in rows:
+            words = [
+                sys.executable,
+                __file__,
+                "--threads",
+                str(options.threads),
+                *["--quick"] * options.quick,
+            ]
+            words += ["--sample", str(voxels), str(points)]
+            spent, memory = json.loads(
+                subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
+            first = spent if first is None else first
+            name = f"DiT-3D S/4 sampling, {voxels}^3 voxels, {points} points"
+            table.add_row(name, f"{spent:.2f}", f"{first / spent:.2f}", f"{memory:.0f}")
+
+    sampling([(v, 2048) for v in ((16, 32) if options.quick else (16, 24, 32))])
+    sampling([(32, n) for n in ((512, 2048) if options.quick else (512, 2048, 8192))])
     t, label = torch.tensor([5.0]), torch.tensor([0])
 
     def forward(model: DiT3D, points: int) -> Callable[[], object]:
@@ -76,16 +127,6 @@ def main() -> None:
 
         return call
 
-    sizes = (16, 32) if options.quick else (16, 24, 32)
-    group(
-        [
-            (f"DiT-3D step, {v}^3 voxels, 2048 points", forward(network(v, 4, None, depth), 2048))
-            for v in sizes
-        ]
-    )
-    model = network(16, 4, None, depth)
-    counts = (512, 2048) if options.quick else (512, 2048, 8192)
-    group([(f"DiT-3D step, 16^3 voxels, {n} points", forward(model, n)) for n in counts])
     fine, patch = (16, 2) if options.quick else (32, 2)
     group(
         [
