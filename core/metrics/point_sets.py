@@ -93,7 +93,13 @@ def distance_matrix(
     distance: Distance = "cd",
     cost: Cost = "l2",
 ) -> Array:
-    """Distances (R, C) between two lists of clouds, or within one list, where each pair is computed once."""
+    """Distances (R, C) between two lists of clouds, or within one list, where each pair is computed once.
+
+    Raises:
+        PolyditError: the distance is unknown.
+    """
+    if distance not in ("cd", "emd"):
+        raise PolyditError(f"distance {distance!r}: is unknown; give cd (Chamfer) or emd (earth mover's)")
     own = columns is None
     first = [_cloud(cloud) for cloud in rows]
     second = first if columns is None else [_cloud(cloud) for cloud in columns]

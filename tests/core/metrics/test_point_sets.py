@@ -118,6 +118,8 @@ def test_by_earth_mover_distance_too():
 def test_sets_of_different_sizes_are_refused():
     with pytest.raises(PolyditError, match="2 samples and 3 references"):
         generation_scores(clouds(2), clouds(3))
+    with pytest.raises(PolyditError, match="distance 'chamfer': is unknown"):
+        generation_scores([np.zeros((4, 3))], [np.zeros((4, 3))], "chamfer")
     with pytest.raises(ValueError, match="N, 3"):
         chamfer_distance(np.zeros((4, 2)), np.zeros((4, 3)))
 
