@@ -147,7 +147,10 @@ class _BlockSite(AttentionSite):
     ) -> Tensor:
         branch, block = self._branch, self.policy.block
         if self.compute:
-            if self.searching:
+            late = (
+                branch not in self.blocks and self._step > self.policy.searches[0]
+            )  # guidance that begins mid-run
+            if self.searching or late:
                 self._search(query, key, row_lse(query, key, scale), scale)
             return fused()
         if self.searching:

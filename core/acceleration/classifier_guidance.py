@@ -47,8 +47,8 @@ def class_gradient(
         joint: temperature of the class.
         marginal: temperature of the sum over classes.
     """
-    with torch.enable_grad():
-        inputs = x0.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = x0.detach().clone().requires_grad_()
         logits = classifier(inputs)
         chosen = logits.gather(1, labels[:, None]).squeeze(1)
         score = joint * chosen - torch.logsumexp(marginal * logits, dim=1)

@@ -55,7 +55,7 @@ class Taylor:
     begin: int = 0
 
     def __post_init__(self) -> None:
-        if self.order < 0:
+        if self.order < 0 or self.order != int(self.order):
             raise PolyditError(f"order {self.order}: of the Taylor forecast; give 0 (reuse) or more")
 
     def memory(self) -> Memory:

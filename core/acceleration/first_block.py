@@ -41,7 +41,7 @@ class FirstBlock(Policy):
     def __init__(
         self, threshold: float = 0.05, first: int = 1, last: int = 0, warmup: int = 0, order: int = 0
     ) -> None:
-        if threshold < 0:
+        if not threshold >= 0:  # nor what is no number
             raise PolyditError(f"threshold {threshold}: of the relative change; give 0 or more")
         if first < 1 or last < 0:
             raise PolyditError(f"first {first}, last {last}: at least the first block is always computed")

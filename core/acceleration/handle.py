@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from .policy import Policy
 from .regions import RAS
 from .report import Report
 from .shortcut import shortcuts
-from .sites import SpanSite, Unbind
+from .sites import SpanSite, Unbind, bind
 
 __all__ = ["Handle", "accelerate", "frozen", "handle_of", "refuse_second"]
 
@@ -108,16 +109,9 @@ class Handle:
         self._bytes = 0
         self._total: int | None = None
         self._seen: set[str] = set()
+        self._entry = outer if hasattr(outer, "_orig_mod") else self.model
         self._undo: list[Unbind] = []
-        for site in self.sites:
-            self._undo += site.attach()
-        self._undo += shortcuts(self.model, self.sites)
-        entry = outer if hasattr(outer, "_orig_mod") else self.model
-        self._hooks = [
-            entry.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
-            entry.register_forward_hook(torch.compiler.disable(self._leave)),
-        ]
-        object.__setattr__(self.model, WATCHER, self)
+        self._bind()
 
     # -- what a user calls ----------------------------------------------------------------------------------
 
@@ -137,13 +131,7 @@ class Handle:
 
     def remove(self) -> None:
         """Take the cache off; the model is as it was."""
-        for undo in reversed(self._undo):
-            undo()
-        for hook in self._hooks:
-            hook.remove()
-        self._undo, self._hooks = [], []
-        if self.model.__dict__.get(WATCHER) is self:
-            object.__delattr__(self.model, WATCHER)
+        self._unbind()
         self._sleep()
         for site in self.sites:
             site.forget()
@@ -203,6 +191,22 @@ class Handle:
             for site in active:
                 site.active = True
 
+    def _bind(self) -> None:
+        for site in self.sites:
+            self._undo += site.attach()
+        self._undo += shortcuts(self.model, self.sites)
+        hooks = (
+            self._entry.register_forward_pre_hook(torch.compiler.disable(self._enter), with_kwargs=True),
+            self._entry.register_forward_hook(torch.compiler.disable(self._leave)),
+        )
+        self._undo += [hook.remove for hook in hooks]
+        self._undo += keep_apart(self)
+
+    def _unbind(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+
     # -- around each call of the model ----------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -211,7 +215,8 @@ class Handle:
         self._open(self._signature.bind_partial(*args, **kwargs).arguments)
 
     def _open(self, call: dict[str, Any]) -> None:
-        if self._steps_aside():
+        if steps_aside(self):
+            self._sleep()
             return
         self._check(call)
         moment = self.clock.tick(call.get("timestep", call.get("t")))
@@ -278,25 +283,49 @@ class Handle:
                 f"{self.policy}: leaves blocks out, behind which a side branch adds its own; take TaylorSeer or FORA"
             )
 
-    def _steps_aside(self) -> bool:
-        """In training nothing is kept and nothing is left out; said once."""
-        if not self.model.training:
-            return False
-        if not self._warned:
-            warnings.warn(
-                f"{self.policy}: the model is in training mode, so its cache is off; model.eval() switches it on",
-                stacklevel=2,
-            )
-            self._warned = True
-        self._sleep()
-        self.clock.restart()
-        return True
-
     def _sleep(self) -> None:
         self._inside = False
         for site in self.sites:
             site.active = False
             site.forget()
+
+
+def steps_aside(handle: Any) -> bool:
+    """Whether the model trains: nothing is kept then and nothing is left out; said once."""
+    if not handle.model.training:
+        return False
+    if not handle._warned:
+        warnings.warn(
+            f"{handle.policy}: the model is in training mode, so its cache is off; model.eval() switches it on",
+            stacklevel=3,
+        )
+        handle._warned = True
+    handle.clock.restart()
+    return True
+
+
+def keep_apart(handle: Any) -> list[Unbind]:
+    """Mark the model as having a cache, refuse one of diffusers beside it, keep copies without; what undoes it.
+
+    Args:
+        handle: with ``model``, ``policy``, ``_bind`` and ``_unbind``.
+    """
+    model = handle.model
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PolyditError(f"cache: the model has one already, {handle.policy}; remove() it first")
+
+    def copied(memo: dict[int, Any]) -> nn.Module:
+        # What is bound are closures over this model's own modules: a copy that kept them would run those.
+        handle._unbind()
+        try:
+            return copy.deepcopy(model, memo)
+        finally:
+            handle._bind()
+
+    object.__setattr__(model, WATCHER, handle)
+    undo = [lambda: object.__delattr__(model, WATCHER), bind(model, "__deepcopy__", copied)]
+    return [*undo, bind(model, "enable_cache", refuse)] if hasattr(model, "enable_cache") else undo
 
 
 def refuse_second(model: nn.Module) -> None:

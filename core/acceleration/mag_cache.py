@@ -43,8 +43,12 @@ class MagCache(Policy):
             raise PolyditError(
                 "ratios: MagCache needs those of this network; magnitude_ratios() measures them"
             )
-        if threshold < 0:
+        if not threshold >= 0:
             raise PolyditError(f"threshold {threshold}: of the accumulated error; give 0 or more")
+        if max_skip < 0 or not 0 <= retention <= 1:
+            raise PolyditError(
+                f"max_skip {max_skip}, retention {retention}: steps in a row, 0 or more, and a part from 0 to 1"
+            )
         self.ratios = [float(ratio) for ratio in ratios]
         self.threshold, self.max_skip, self.retention = threshold, max_skip, retention
         self._schedules: dict[int, list[bool]] = {}

@@ -110,9 +110,9 @@ def first_then_every(interval: int, first: int = 1) -> Callable[[int], bool]:
     Raises:
         PolyditError: one of the two is below 1.
     """
-    if interval < 1:
+    if interval < 1 or interval != int(interval):
         raise PolyditError(f"interval {interval}: every how many steps to compute in full; give 1 or more")
-    if first < 1:
+    if first < 1 or first != int(first):
         raise PolyditError(f"first steps {first}: the first step has nothing to reuse; give 1 or more")
     return lambda step: step < first or (step - first + 1) % interval == 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from ..backbones import DiT
 from ..backbones.dit import DiTBlock
 from ..diffusion import Denoise
 from ..errors import PolyditError
-from ..probing.calls import WATCHER
 from .blocks import find_blocks, unwrap
 from .clock import Clock
+from .handle import ONE_STEP, keep_apart, refuse_second, steps_aside
+from .plan import Plan
 from .regions import RAS, Selection
+from .report import Report
 from .sites import Unbind, bind
 
 __all__ = ["RegionHandle"]
@@ -38,12 +40,10 @@ class RegionHandle:
     diffusers its scheduler is bound instead.
     """
 
-    def __init__(self, outer: nn.Module, settings: RAS, pipe: Any = None) -> None:
-        from .handle import refuse_second
-
+    def __init__(self, outer: nn.Module, settings: RAS, pipe: Any = None, strict: bool = False) -> None:
         model: Any = unwrap(outer)
         self.model = model
-        self.policy = settings
+        self.policy, self.strict = settings, strict
         refuse_second(self.model)
         self.clock = Clock(pipe)
         self._signature = inspect.signature(self.model.forward)
@@ -53,15 +53,15 @@ class RegionHandle:
         self._branch = 0
         self._values: dict[tuple[int, int], Tensor] = {}
         self._selection: Selection | None = None
+        self._aside = self._warned = False
+        self._calls = self._asked = self._computed = self._bytes = 0
         self.tokens_run: list[int] = []
         self._undo: list[Unbind] = []
+        self._count = 0
         patch = model.patch_size if isinstance(model, DiT) else model.config.patch_size
         self._patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        self._pipe = pipe
         self._bind()
-        self._undo.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-        if pipe is not None:
-            self._bind_scheduler(pipe)
-        object.__setattr__(self.model, WATCHER, self)
 
     def guide(self, denoise: Denoise) -> Denoise:
         """The guided network, whose answers keep the last prediction where tokens were left out.
@@ -74,6 +74,29 @@ class RegionHandle:
             return self._merge(denoise(x_t, timestep))
 
         return merged
+
+    @contextmanager
+    def run(self, steps: int) -> Iterator[RegionHandle]:
+        """One sampling run of that many steps, for loops that the clock cannot know.
+
+        Raises:
+            PolyditError: a run is open already; within it, a step too many.
+        """
+        self.clock.open(steps)
+        try:
+            yield self
+        finally:
+            self.clock.close()
+
+    def report(self) -> Report:
+        """What the present or last run computed; the plan has one site: whether a step ran all tokens."""
+        rows = tuple((count == self._count,) for count in self.tokens_run)
+        plan = Plan(("all tokens",), rows)
+        return Report(str(self.policy), plan, self._calls, self._asked, self._computed, self._bytes)
+
+    def explains(self, error: PolyditError) -> bool:
+        """Whether it is the cache that complains."""
+        return str(error).startswith(f"{self.policy}: ")
 
     def call(self, arguments: dict[str, Any]) -> AbstractContextManager[None]:
         """Refuse groups of tokens, which say where their calls begin.
@@ -92,12 +115,8 @@ class RegionHandle:
 
     def remove(self) -> None:
         """Take it off; the model is as it was."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
+        self._unbind()
         self._values.clear()
-        if self.model.__dict__.get(WATCHER) is self:
-            object.__delattr__(self.model, WATCHER)
 
     def __enter__(self) -> RegionHandle:
         return self
@@ -108,15 +127,31 @@ class RegionHandle:
     # -- steps ----------------------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._aside = steps_aside(self)
+        if self._aside:
+            self._active, self._keeps, self._selection = None, False, None
+            self._values.clear()
+            return
         call = self._signature.bind_partial(*args, **kwargs).arguments
         moment = self.clock.tick(call["timestep"])
         if moment.total is None:
-            raise PolyditError(f"{self.policy}: must know the number of steps; use a sampler of the project")
+            raise PolyditError(
+                f"{self.policy}: must know the number of steps; use a sampler of the project, or "
+                "`with handle.run(steps):`"
+            )
         if moment.new_run:
-            self._selection = Selection(self.policy, self._patch, moment.total)
+            if self.strict and moment.total == 1:
+                raise PolyditError(f"{self.policy}: {ONE_STEP}")
+            channels = getattr(self.model.config, "in_channels", None)
+            self._selection = Selection(self.policy, self._patch, moment.total, channels)
             self._values.clear()
             self.tokens_run = []
+            self._calls = self._asked = self._computed = self._bytes = 0
         assert self._selection is not None
+        if moment.step and self._selection.kept is None:
+            raise PolyditError(
+                f"{self.policy}: never sees the guided prediction; send the sampler's network through handle.guide"
+            )
         self._step, self._branch = moment.step, moment.branch
         self._active = self._selection.active_in(moment.step)
         if self._active is not None:
@@ -125,6 +160,8 @@ class RegionHandle:
         self._keeps = self._active is None and moment.step >= self.policy.start - 1
 
     def _merge(self, prediction: Tensor) -> Tensor:
+        if self._aside:
+            return prediction
         if self._selection is None:
             raise PolyditError(f"{self.policy}: the sampler did not call the model that was accelerated")
         return self._selection.merge(self._step, prediction)
@@ -132,6 +169,18 @@ class RegionHandle:
     # -- what is bound --------------------------------------------------------------------------------------
 
     def _bind(self) -> None:
+        self._bind_tokens()
+        self._undo.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+        if self._pipe is not None:
+            self._bind_scheduler(self._pipe)
+        self._undo += keep_apart(self)
+
+    def _unbind(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+
+    def _bind_tokens(self) -> None:
         model = self.model
         if isinstance(model, DiT):
             plain = all(type(block) is DiTBlock for block in model.blocks)
@@ -185,8 +234,12 @@ class RegionHandle:
             self._count = tokens.shape[1]
             if self._active is not None:
                 tokens = tokens.gather(1, self._active[..., None].expand(-1, -1, tokens.shape[2]))
-            if self._branch == 0:
-                self.tokens_run.append(tokens.shape[1])
+            if not self._aside:
+                self._calls += 1
+                self._asked += self._count
+                self._computed += tokens.shape[1]
+                if self._branch == 0:
+                    self.tokens_run.append(tokens.shape[1])
             return tokens
 
         return forward
@@ -236,6 +289,8 @@ class RegionHandle:
         if self._active is None:
             if self._keeps:
                 self._values[place] = fresh.clone()
+                held = sum(value.numel() * value.element_size() for value in self._values.values())
+                self._bytes = max(self._bytes, held)
             return fresh
         shape = [1] * fresh.ndim
         shape[0], shape[axis] = self._active.shape

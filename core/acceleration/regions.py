@@ -57,6 +57,14 @@ class RAS:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (name == "ratio" and value == 0):
                 raise PolyditError(f"RAS {name} {value}: a part of the tokens; give a number up to 1")
+        if self.metric not in ("std", "norm"):
+            raise PolyditError(f"RAS metric {self.metric!r}: is unknown; give std or norm")
+        if not self.starvation >= 0:
+            raise PolyditError(f"RAS starvation {self.starvation}: of tokens that wait; give 0 or more")
+        if any(step < 0 for step in self.resets):
+            raise PolyditError(
+                f"RAS resets {list(self.resets)}: steps are counted from 0; leave negative ones out"
+            )
         if self.start < 1:
             raise PolyditError(f"RAS start {self.start}: the first step is dense; give 1 or more")
         if self.released and self.high_ratio == 0:
@@ -66,7 +74,7 @@ class RAS:
         """What ``accelerate`` does with it."""
         from .region_sampling import RegionHandle
 
-        return RegionHandle(outer, self, pipe)
+        return RegionHandle(outer, self, pipe, strict)
 
     def is_partial(self, step: int, total: int) -> bool:
         """Whether a step leaves tokens out."""
@@ -91,6 +99,7 @@ class Selection:
         settings: of the method.
         patch: height and width of a token in latents.
         total: steps of the run.
+        channels: of the prediction itself; a network may say more of each pixel, such as its variance.
 
     Attributes:
         active: (B, n) tokens that the next step refreshes, ascending; None for all.
@@ -98,8 +107,10 @@ class Selection:
         kept: (B, C, H, W) the prediction that tokens left out keep.
     """
 
-    def __init__(self, settings: RAS, patch: tuple[int, int], total: int) -> None:
-        self.settings, self.patch, self.total = settings, patch, total
+    def __init__(
+        self, settings: RAS, patch: tuple[int, int], total: int, channels: int | None = None
+    ) -> None:
+        self.settings, self.patch, self.total, self.channels = settings, patch, total, channels
         self.active: Tensor | None = None
         self.dropped: Tensor | None = None
         self.kept: Tensor | None = None
@@ -122,7 +133,7 @@ class Selection:
 
     def scores(self, prediction: Tensor) -> Tensor:
         """How varied each token's prediction is, (B, N)."""
-        values = prediction.float()
+        values = prediction[:, : self.channels].float()
         spread = values.std(dim=1) if self.settings.metric == "std" else values.norm(dim=1)
         return F.avg_pool2d(spread[:, None], self.patch).flatten(1)
 

@@ -144,7 +144,7 @@ class _BandSite(AttentionSite):
         branch = self._branch
         if self.compute:
             full = fused()
-            if self.refreshing:
+            if self.refreshing or branch not in self.ratios:  # guidance may begin in the middle of a run
                 sparse, sparse_lse = self.attend(query, key, value, scale)
                 self.ratios[branch] = softmax_ratio(row_lse(query, key, scale), sparse_lse)
                 # In front of the output projection, which is linear: the same as behind it.

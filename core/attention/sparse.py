@@ -6,6 +6,7 @@ repair sparsity work with.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -195,12 +196,26 @@ def block_attend_flex(
         mask_mod=lambda b, h, q, k: blocks[b, h, q // block, k // block] & (k < length),
         seq_lengths=(query.shape[2], length),
     )
-    function: Any = torch.compile(flex.flex_attention) if query.is_cuda else flex.flex_attention
+    function: Any = flex.flex_attention
+    more: dict[str, Any] = {}
+    if query.is_cuda:
+        function = _compiled_flex()
+        # The kernel's own tiles must divide the blocks, and it would take larger ones.
+        more["kernel_options"] = {"BLOCK_M": min(block, 64), "BLOCK_N": min(block, 64)}
     if hasattr(flex, "AuxRequest"):
         wanted = flex.AuxRequest(lse=True)
-        out, extra = function(query, key, value, block_mask=plan, scale=scale, return_aux=wanted)
+        out, extra = function(query, key, value, block_mask=plan, scale=scale, return_aux=wanted, **more)
         return out, extra.lse
-    return function(query, key, value, block_mask=plan, scale=scale, return_lse=True)  # torch below 2.9
+    return function(
+        query, key, value, block_mask=plan, scale=scale, return_lse=True, **more
+    )  # torch below 2.9
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention import flex_attention as flex
+
+    return torch.compile(flex.flex_attention)
 
 
 def _scores(query: Tensor, key: Tensor, scale: float | None) -> Tensor:

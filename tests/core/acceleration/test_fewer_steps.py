@@ -319,6 +319,8 @@ def test_class_gradient(classifier):
     chosen = y[:, None]
     bare = by_hand(lambda f: 2 * f.gather(1, chosen))
     torch.testing.assert_close(class_gradient(smoothed, x, y, 2.0, 0.0), bare)
+    with torch.inference_mode():
+        torch.testing.assert_close(class_gradient(smoothed, x * 1, y, 2.0, 0.0), bare)
     proper = by_hand(lambda f: F.log_softmax(f, 1).gather(1, chosen))
     torch.testing.assert_close(class_gradient(smoothed, x, y, 1.0, 1.0), proper)
     with torch.no_grad():  # as samplers run

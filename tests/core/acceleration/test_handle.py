@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, FirstBlockCacheConfig
 from torch import nn
 
-from polydit.core.acceleration import FORA, TaylorSeer, accelerate
+from polydit.core.acceleration import FORA, RAS, FirstBlock, MagCache, TaylorSeer, accelerate
 from polydit.core.acceleration.clock import Clock
 from polydit.core.diffusion import Parameterization, sample
 from polydit.core.errors import PolyditError
@@ -188,6 +188,46 @@ def test_two_caches_are_refused(make_dit):
         accelerate(model, FORA(2))
     model.disable_cache()
     accelerate(model, FORA(2)).remove()
+
+    with accelerate(model, FORA(2)), pytest.raises(PolyditError, match=r"has one already, FORA\("):
+        model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    model.disable_cache()
+
+
+@pytest.mark.parametrize("policy", [TaylorSeer(4), RAS(0.5, start=2)], ids=str)
+def test_a_copy_has_no_cache_and_runs_its_own_weights(make_dit, run, policy):
+    model = make_dit()
+    plain = run(model)
+    with accelerate(model, policy) as handle:
+        alike, other = copy.deepcopy(model), copy.deepcopy(nn.Sequential(model))[0]
+        assert torch.equal(run(alike), plain)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        assert not run(other).isnan().any()
+        assert (run(other) - plain).norm() > 0.1 * plain.norm()
+        assert all("forward" not in module.__dict__ for module in other.modules())
+        accelerate(other, FORA(2)).remove()
+        assert not isinstance(policy, TaylorSeer) or handle.report().plan.steps == 0
+        assert any("forward" in module.__dict__ for module in model.modules()), "the cache is still on"
+    assert torch.equal(run(model), plain)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TaylorSeer(2.5),
+        lambda: TaylorSeer(order=1.5),
+        lambda: FirstBlock(float("nan")),
+        lambda: MagCache([1.0], max_skip=-1),
+        lambda: MagCache([1.0], retention=5),
+        lambda: MagCache([1.0], threshold=float("nan")),
+    ],
+)
+def test_settings_that_are_none(make):
+    with pytest.raises(PolyditError, match=r"give|from 0 to 1"):
+        make()
 
 
 class Idle(nn.Module):

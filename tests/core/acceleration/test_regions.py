@@ -186,18 +186,63 @@ def test_stable_diffusion_3():
     assert torch.equal(run(), plain)
 
 
+def test_in_training_all_tokens_are_run(setting):
+    model, run = setting()
+    model.train()
+    torch.manual_seed(0)  # labels are dropped
+    plain = run()
+    with accelerate(model, RAS(ratio=0.25, start=2)) as handle:
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="training mode"):
+            assert torch.equal(run(handle.guide), plain)
+        assert handle.tokens_run == []
+        model.eval()
+        assert not torch.equal(run(handle.guide), plain)
+
+
+def test_its_report(setting):
+    model, run = setting()
+    with accelerate(model, RAS(ratio=0.25, start=3, resets=(6,))) as handle:
+        run(handle.guide)
+        report = handle.report()
+        assert report.plan.full_steps == [0, 1, 2, 6]
+        assert (report.asked, report.computed) == (STEPS * 16, 4 * 16 + 6 * 4)
+        assert report.bytes > 0
+        assert "4 of 10 steps in full" in str(report)
+        with handle.run(STEPS):
+            run(handle.guide)
+        assert handle.report() == report
+
+
+def test_variance_beside_the_prediction_does_not_count():
+    prediction = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    chosen = []
+    for more in (torch.zeros(1, 0, 8, 8), 9 * torch.randn(1, 4, 8, 8)):
+        selection = Selection(RAS(start=1), (2, 2), 10, channels=4)
+        selection.merge(0, torch.cat([prediction, more], dim=1))
+        chosen.append(selection.active)
+    assert torch.equal(*chosen)
+
+
 def test_what_is_refused(setting, make_dit):
     unknown = nn.Linear(2, 2)
     unknown.config = SimpleNamespace(patch_size=2)
     for make, said in [
         (lambda: RAS(ratio=0.0), "ratio 0"),
         (lambda: RAS(start=0), "start 0"),
+        (lambda: RAS(metric="mean"), "metric 'mean'"),
+        (lambda: RAS(starvation=-3.0), "starvation -3"),
+        (lambda: RAS(resets=(-1,)), "resets"),
         (lambda: RAS(high_ratio=0.0, released=True), "leaves no token over"),
         (lambda: accelerate(make_dit(conv_kernel=3), RAS()), "need all tokens"),
         (lambda: accelerate(unknown, RAS()), "nobody has said"),
     ]:
         with pytest.raises(PolyditError, match=said):
             make()
-    model, _ = setting()
+    model, run = setting()
     with accelerate(model, RAS()), pytest.raises(PolyditError, match="has one already"):
         accelerate(model, FORA(2))
+    with accelerate(model, RAS()), pytest.raises(PolyditError, match=r"through handle\.guide"):
+        run()
+    with accelerate(model, RAS(), strict=True) as handle, pytest.raises(PolyditError, match="one step only"):
+        run(handle.guide, steps=1)

@@ -13,7 +13,7 @@ from polydit.core.acceleration.adaspa import choose_blocks, head_sparsity, recal
 from polydit.core.acceleration.rettention import repaired_attention, softmax_ratio
 from polydit.core.attention import band_mask
 from polydit.core.attention.sparse import attend_with_lse, block_mass, expand_blocks, row_lse
-from polydit.core.diffusion import Parameterization, TimeConvention, ddim
+from polydit.core.diffusion import Guidance, Parameterization, TimeConvention, ddim
 from polydit.core.errors import PolyditError
 
 STEPS = 12
@@ -227,6 +227,28 @@ def test_joint_attention(policy):
         assert 0 < handle.report().plan.reused < 1
     assert 0 < error(sparse, plain) < 0.2
     assert torch.equal(run(), plain)
+
+
+@pytest.mark.parametrize("policy", [Rettention(0.25, warmup=3, interval=6), AdaSpa(0.5, (2,), 4)], ids=str)
+def test_guidance_that_begins_in_the_middle_of_a_run(make_dit, policy):
+    model = make_dit()
+    flow, guidance = (
+        Parameterization(time=TimeConvention(scale=10.0)),
+        Guidance(scale=2.0, interval=(0.2, 0.6)),
+    )
+    labels, null = torch.tensor([0, 3]), torch.full((2,), 5)
+
+    @torch.no_grad()
+    def sampled():
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        denoise = guidance.separate(
+            lambda x, t: model(x, t, labels).sample, lambda x, t: model(x, t, null).sample, flow.time
+        )
+        return ddim(denoise, noise, flow, [1 - i / 20 for i in range(21)])
+
+    plain = sampled()
+    with accelerate(model, policy):
+        assert 0 < error(sampled(), plain) < 0.3
 
 
 def test_what_is_refused(make_dit, run):
