@@ -29,7 +29,8 @@ def surface_of_field(
         level: of the surface.
         bound: half the side of the box.
         closed: close what touches the box, so that the mesh is watertight.
-        released: divide by R + 1 where R is right, as the released Direct3D and others do: shrinks and shifts the mesh.
+        released: divide by R + 1 where R is right, as the released Direct3D and others do: shrinks and shifts the mesh;
+            and leave corners on the level where they are, so that the mesh is theirs vertex by vertex.
 
     Returns:
         The mesh, empty where the field does not reach the level; its normals look outwards.
@@ -47,7 +48,8 @@ def surface_of_field(
         offset = 1.0
     if not (values.min() < level < values.max()):
         return Mesh.empty()
-    values = _off_level(values, level, _nudge(values, level))
+    if not released:
+        values = _off_level(values, level, _nudge(values, level))
     vertices, faces, _, _ = marching_cubes(values, level, method="lewiner", gradient_direction="ascent")
     cells = resolution + 1 if released else resolution
     places = (vertices.astype(np.float64) - offset).clip(0, resolution) / cells * (2 * bound) - bound

@@ -211,6 +211,18 @@ def test_a_plane_that_is_a_ramp_gives_the_ramp():
     torch.testing.assert_close(look_up_planes(planes, points), expected)
 
 
+def test_the_released_mesh_comes_out_of_the_recorded_logits(vae):
+    """Of the recorded mesh: counts, sums of the vertices' numbers over all faces, moments of the vertices."""
+    _, _, _, outputs, _ = vae
+    mesh = surface_of_field(outputs["grid_logits"].numpy(), level=-0.15, closed=False, released=True)
+    assert mesh.vertices.shape == (1006, 3)
+    assert mesh.faces.shape == (1741, 3)
+    assert np.sort(mesh.faces, axis=1).sum(0).tolist() == [811_074, 874_062, 927_350]
+    np.testing.assert_allclose(mesh.vertices.mean(0), [-0.06684942, -0.13619893, -0.06448546], atol=1e-6)
+    np.testing.assert_allclose(mesh.vertices.std(0), [0.55405598, 0.56175500, 0.54152239], atol=1e-6)
+    assert mesh.areas.sum() == pytest.approx(19.6032222, rel=1e-6)
+
+
 def test_labels_fall_across_the_band():
     s = 1 / 512
     distances = torch.tensor([-1.0, -s, -s / 2, 0, s / 2, s, 1.0])
