@@ -12,7 +12,7 @@ Point = tuple[int, int]  # row, column
 
 # Clockwise as seen on the screen, from the right: (rows, columns).
 _AROUND = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
-_DIRECTION = {step: number for number, step in enumerate(_AROUND)}
+FRAME = 1  # the number of the picture's rim, in which everything lies
 
 
 def human_correction_effort(prediction: Bools, target: Bools, relax: int = 5, epsilon: float = 2.0) -> int:
@@ -90,37 +90,52 @@ def _outlines(region: Bools) -> list[list[Point]]:
     """All outlines of 8-connected parts and of their holes, as closed chains of border pixels.
 
     The border following of Suzuki and Abe (1985): outer outlines run counter-clockwise from their top left pixel,
-    those of holes clockwise.
+    those of holes clockwise. Each is followed by what lies in it; of those beside each other the lowest comes first.
     """
     padded = np.pad(region, 1)
     left, right = np.roll(padded, 1, 1), np.roll(padded, -1, 1)
     starts = padded & (~left | ~right)
-    # 0 is empty, 1 not followed yet, 2 followed, -2 followed with an empty pixel to the right that was looked at
-    mark = padded.astype(np.int8)
-    flat = mark.ravel().tolist()
+    # 0 is empty, 1 not followed yet, else the number of an outline, negative if an empty pixel to the right was seen
+    flat = padded.astype(np.int64).ravel().tolist()
     width = padded.shape[1]
     offsets = [dy * width + dx for dy, dx in _AROUND]
-    outlines = []
+    chains: dict[int, list[int]] = {}
+    parents, holes = {FRAME: FRAME}, {FRAME}
+    inside: dict[int, list[int]] = {FRAME: []}
     for start in np.flatnonzero(starts).tolist():
         if flat[start] == 1 and not flat[start - 1]:
-            entry = 4  # from the left
+            entry, is_hole = 4, False  # from the left
         elif flat[start] >= 1 and not flat[start + 1]:
-            entry = 0  # from the right: a hole
+            entry, is_hole = 0, True  # from the right
         else:
             continue
-        chain = _follow(flat, start, entry, offsets)
-        outlines.append([(place // width - 1, place % width - 1) for place in chain])
+        last = start  # the outline met before this one in the row; what it is tells where this one lies
+        while abs(flat[last]) < 2 and last % width:
+            last -= 1
+        beside = abs(flat[last]) or FRAME
+        number = len(parents) + 1
+        parents[number] = parents[beside] if is_hole == (beside in holes) else beside
+        inside[parents[number]].append(number)
+        inside[number] = []
+        if is_hole:
+            holes.add(number)
+        chains[number] = _follow(flat, start, entry, offsets, number)
+    outlines, todo = [], list(inside[FRAME])
+    while todo:
+        number = todo.pop()
+        outlines.append([(place // width - 1, place % width - 1) for place in chains[number]])
+        todo += inside[number]
     return outlines
 
 
-def _follow(flat: list[int], start: int, entry: int, offsets: list[int]) -> list[int]:
-    """One outline from a pixel and the direction in which an empty one lies; marks what it passes."""
+def _follow(flat: list[int], start: int, entry: int, offsets: list[int], number: int) -> list[int]:
+    """One outline from a pixel and the direction in which an empty one lies; numbers what it passes."""
     for turn in range(8):  # clockwise: the pixel that will come last
         direction = (entry + turn) % 8
         if flat[start + offsets[direction]]:
             break
     else:
-        flat[start] = -2
+        flat[start] = -number
         return [start]
     last = start + offsets[direction]
     place, chain = start, []
@@ -132,9 +147,9 @@ def _follow(flat: list[int], start: int, entry: int, offsets: list[int]) -> list
             looked_right |= direction == 0
             direction = (direction - 1) % 8
         if looked_right:
-            flat[place] = -2
+            flat[place] = -number
         elif flat[place] == 1:
-            flat[place] = 2
+            flat[place] = number
         following = place + offsets[direction]
         if following == start and place == last:
             return chain
@@ -142,26 +157,41 @@ def _follow(flat: list[int], start: int, entry: int, offsets: list[int]) -> list
 
 
 def _corners(piece: list[Point], epsilon: float) -> int:
-    """Points of the polygon that stays within epsilon of an open chain of pixels (Douglas and Peucker, 1973)."""
-    if len(piece) < 3:
-        return len(piece)
-    points = np.array(piece, dtype=np.float64)
-    keep, todo = {0, len(piece) - 1}, [(0, len(piece) - 1)]
+    """Points of the polygon that stays within epsilon of an open chain of pixels (Douglas and Peucker, 1973).
+
+    A chain that ends where it starts is split at the pixel farthest from there, and is one point if that is near.
+    """
+    points = np.array(piece, dtype=np.int64)
+    end = len(piece) - 1
+    keep, todo = {0, end}, [(0, end)]
+    if end > 0 and piece[0] == piece[end]:
+        distance = ((points - points[0]) ** 2).sum(1)
+        farthest = int(distance.argmax())
+        if distance[farthest] <= epsilon**2:
+            return 1
+        keep, todo = {0, farthest}, [(0, farthest), (farthest, end)]
     while todo:
         first, last = todo.pop()
         if last - first < 2:
             continue
         chord, offset = points[last] - points[first], points[first + 1 : last] - points[first]
-        distance = np.abs(offset[:, 0] * chord[1] - offset[:, 1] * chord[0])
+        length = int(
+            (chord**2).sum()
+        )  # squared, as are the distances, which are multiplied by it: whole numbers
+        along = offset @ chord
+        distance = (offset[:, 0] * chord[1] - offset[:, 1] * chord[0]) ** 2
+        before, behind = along < 0, along > length
+        distance[before] = (offset[before] ** 2).sum(1) * length
+        distance[behind] = ((offset[behind] - chord) ** 2).sum(1) * length
         farthest = int(distance.argmax())
-        if distance[farthest] ** 2 > epsilon**2 * (chord**2).sum():
+        if distance[farthest] > epsilon**2 * length:
             middle = first + 1 + farthest
             keep.add(middle)
             todo += [(first, middle), (middle, last)]
     return _straightened(points[sorted(keep)], epsilon)
 
 
-def _straightened(corners: NDArray[np.float64], epsilon: float) -> int:
+def _straightened(corners: NDArray[np.int64], epsilon: float) -> int:
     """Count corners without those that lie almost on the line between their neighbours.
 
     A corner is dropped if the line is oblique, passes within epsilon / sqrt(2), and the chain does not turn back;

@@ -170,3 +170,45 @@ def test_effort_counts_lost_thin_parts():
     target[127:129, 192:250] = True
     assert human_correction_effort(square() > 0, target) > 0
     assert human_correction_effort(target, square() > 0) == 0  # too thin to be cut away
+
+
+# p is predicted only, g is of the truth only, b is both; with the clicks that PySODMetrics 1.6.2 counts on OpenCV 5.
+PAIRS = (
+    (
+        14,
+        """
+        bbbbbbppbbbb bbbbbppbbbbb bbbbpppbbbbb gggbpppbbbbb ggg.ppppbbbb ggg..pppbbbg gggp...pbggg
+        bbbpp..pbbbb bbbbp..pbbbb bbbb...gbbpp bbbb....pppp bbbg....pppp bbgg....pppp bggg.....ppp
+        """,
+    ),
+    (
+        17,
+        """
+        gbbggggbgggg.. ggggggggggg... .gggggggggbppp ..ggggggggpppp ..ggbbbgg..ppp ...bbbbgg..ppp ....ggbg......
+        ......ppp..... ......ppppgggg ......ppp.gggg .......pp.gggg g.......ppgggg g......pppbbbb
+        """,
+    ),
+    (
+        27,
+        """
+        ..bg.p.pgpp. g.g.pbppgpb. ..bppppp.pp. ..ppb.gbbpbp pbpgpppbpppp bpp.ppp.gbpp bp.pbppb.bbb
+        gbppppppgpgg
+        """,
+    ),
+)
+
+
+@pytest.mark.parametrize(("clicks", "drawn"), PAIRS, ids=["corners", "more corners", "order of outlines"])
+def test_effort_equals_the_reference_count(clicks, drawn):
+    cells = np.array([list(row) for row in drawn.split()])
+    assert human_correction_effort(np.isin(cells, ["p", "b"]), np.isin(cells, ["g", "b"]), relax=1) == clicks
+
+
+def test_outlines_come_by_what_lies_in_them_and_chains_may_close():
+    from polydit.core.metrics import hce
+
+    drawn = ["####", "#..#", "#..#", "####", "....", "#.##"]
+    outlines = hce._outlines(np.array([list(row) for row in drawn]) == "#")
+    assert [outline[0] for outline in outlines] == [(5, 2), (5, 0), (0, 0), (1, 0)]
+    assert hce._corners([(7, 0), (8, 0), (7, 0)], 2.0) == 1
+    assert hce._corners([(0, 0), (0, 9), (0, 0)], 2.0) == 2
