@@ -239,8 +239,10 @@ def generation_scores(
             shapes, as the released DiT-3D evaluation does with 64; smaller sets raise COV and move 1-NNA.
 
     Raises:
-        PolyditError: the sets are empty, or of different sizes.
+        PolyditError: the sets are empty, or of different sizes; or a batch of no shape is asked for.
     """
+    if per_batch is not None and per_batch < 1:
+        raise PolyditError(f"batches of {per_batch} shapes: give 1 or more, or none for all shapes at once")
     if not len(samples) or len(samples) != len(references):
         raise PolyditError(
             f"{len(samples)} samples and {len(references)} references: give equally many, at least one of each"

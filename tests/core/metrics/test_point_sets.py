@@ -115,11 +115,14 @@ def test_by_earth_mover_distance_too():
     assert 0 < scores.mmd < 1
 
 
-def test_sets_of_different_sizes_are_refused():
+def test_what_cannot_be_scored_is_refused():
     with pytest.raises(PolyditError, match="2 samples and 3 references"):
         generation_scores(clouds(2), clouds(3))
     with pytest.raises(PolyditError, match="distance 'chamfer': is unknown"):
         generation_scores([np.zeros((4, 3))], [np.zeros((4, 3))], "chamfer")
+    for size in (0, -2):
+        with pytest.raises(PolyditError, match=f"batches of {size} shapes: give 1 or more"):
+            generation_scores(clouds(2), clouds(2), per_batch=size)
     with pytest.raises(ValueError, match="N, 3"):
         chamfer_distance(np.zeros((4, 2)), np.zeros((4, 3)))
 
