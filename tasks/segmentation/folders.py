@@ -14,7 +14,7 @@ from ...core.data.images import IMAGE_SUFFIXES, image_size, read_image, to_uint8
 from ...core.data.masks import edge_band
 from ...core.errors import PolyditError
 
-__all__ = ["LAYOUTS", "MaskFolder", "Masked", "find_layout", "read_mask"]
+__all__ = ["LAYOUTS", "MaskFolder", "Masked", "edge_target", "find_layout", "read_mask"]
 
 PAIRS = (
     ("im", "gt"),
@@ -47,6 +47,9 @@ LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
     "folders": {"train": (".", "train"), "val": ("val",), "test": ("test",)},
 }
 """Data set -> split -> where it may lie, relative to the root. All that are there are read."""
+
+EDGE_THRESHOLD = 6
+"""Of 255: where a grey mask changes by this much within five pixels, the edge target is set; published."""
 
 Pixels = NDArray[np.uint8]
 
@@ -134,7 +137,17 @@ class MaskFolder(Sequence[Masked]):
             mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.BOX))
             if edges is not None:
                 edges = np.asarray(Image.fromarray(edges).resize(size, Image.Resampling.BOX))
-        return picture, mask, edge_band(mask) if edges is None else edges
+        return picture, mask, edge_target(mask) if edges is None else edges
+
+
+def edge_target(mask: Pixels, radius: int = 2) -> Pixels:
+    """The edge map that DiffDIS learns: (..., H, W) uint8, 255 where dilation exceeds erosion by a little, else 0.
+
+    Args:
+        mask: (..., H, W) of 0..255.
+        radius: of both, in pixels; published is a square of 5x5.
+    """
+    return np.where(edge_band(mask, radius) >= EDGE_THRESHOLD, 255, 0).astype(np.uint8)
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:

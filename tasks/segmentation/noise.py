@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["cut_mix", "pyramid_noise"]
+
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def pyramid_noise(
@@ -46,6 +48,7 @@ def cut_mix(
     rng: np.random.Generator | None = None,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 3.33),
+    boxes: Sequence[Box | None] | None = None,
 ) -> dict[str, Tensor]:
     """In pairs: a box of each sample is replaced, in all its maps, by the same box of its partner.
 
@@ -55,6 +58,7 @@ def cut_mix(
         rng: source of the draws.
         area: least and largest share of the picture.
         aspect: least and largest height over width.
+        boxes: (top, left, height, width) in pixels of each sample, or None for no box, instead of drawn ones.
 
     Returns:
         The batch with new tensors.
@@ -62,18 +66,34 @@ def cut_mix(
     rng = np.random.default_rng() if rng is None else rng
     maps = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4}
     mixed = {**batch, **{name: value.clone() for name, value in maps.items()}}
-    height, width = next(iter(maps.values())).shape[-2:]
-    count = len(next(iter(maps.values())))
-    for row in range(count - count % 2):
-        draws = rng.random(5).tolist()
-        if draws[0] >= probability:
+    count, _, height, width = next(iter(maps.values())).shape
+    paired = count - count % 2
+    if boxes is None:
+        boxes = [drawn_box(height, width, probability, rng, area, aspect) for _ in range(paired)]
+    for row, box in enumerate(boxes[:paired]):
+        if box is None:
             continue
-        share = area[0] + (area[1] - area[0]) * draws[1]
-        ratio = aspect[0] * (aspect[1] / aspect[0]) ** draws[2]
-        rows = min(height, max(1, round((share * height * width * ratio) ** 0.5)))
-        columns = min(width, max(1, round((share * height * width / ratio) ** 0.5)))
-        top, left = int(draws[3] * (height - rows + 1)), int(draws[4] * (width - columns + 1))
-        box = (..., slice(top, top + rows), slice(left, left + columns))
+        top, left, rows, columns = box
+        part = (..., slice(top, top + rows), slice(left, left + columns))
         for name, value in maps.items():
-            mixed[name][row][box] = value[row ^ 1][box]
+            mixed[name][row][part] = value[row ^ 1][part]
     return mixed
+
+
+def drawn_box(
+    height: int,
+    width: int,
+    probability: float,
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box | None:
+    """A box for :func:`cut_mix`, which tells the arguments; None with the rest of the probability."""
+    draws = rng.random(5).tolist()
+    if draws[0] >= probability:
+        return None
+    share = area[0] + (area[1] - area[0]) * draws[1]
+    ratio = aspect[0] * (aspect[1] / aspect[0]) ** draws[2]
+    rows = min(height, max(1, round((share * height * width * ratio) ** 0.5)))
+    columns = min(width, max(1, round((share * height * width / ratio) ** 0.5)))
+    return int(draws[3] * (height - rows + 1)), int(draws[4] * (width - columns + 1)), rows, columns

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.data.composites import CompositeOptions, Compositor, recolor
-from ...core.data.masks import edge_band
 from ...core.errors import PolyditError
-from .folders import MaskFolder
+from .folders import MaskFolder, edge_target
 
 __all__ = ["CompositeSamples", "FolderSamples", "as_sample", "coarse_context", "tile_options"]
 
@@ -34,7 +33,8 @@ def as_sample(
         they are not given.
     """
     soft = torch.from_numpy(_unit(mask))[None]
-    rim = edge_band(soft, radius) if edges is None else torch.from_numpy(_unit(edges))[None]
+    made = edge_target(_bytes(mask), radius) if edges is None else edges
+    rim = torch.from_numpy(_unit(made))[None]
     pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 127.5 - 1
     return {"picture": pixels, "mask": soft, "edges": rim}
 
@@ -183,3 +183,7 @@ def _tile(size: tuple[int, int], side: int, rng: np.random.Generator) -> tuple[i
 
 def _unit(values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32) / 255 if values.dtype == np.uint8 else values.astype(np.float32)
+
+
+def _bytes(values: NDArray[Any]) -> Pixels:
+    return values if values.dtype == np.uint8 else np.rint(values * 255).astype(np.uint8)

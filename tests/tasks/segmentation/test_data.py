@@ -11,11 +11,10 @@ from discs import disc
 from PIL import Image
 
 from polydit.core.data.composites import CompositeOptions, Compositor
-from polydit.core.data.masks import edge_band
 from polydit.core.errors import PolyditError
 from polydit.tasks.segmentation.data import SegmentationData
-from polydit.tasks.segmentation.folders import MaskFolder, find_layout, read_mask
-from polydit.tasks.segmentation.samples import CompositeSamples, FolderSamples, coarse_context
+from polydit.tasks.segmentation.folders import MaskFolder, edge_target, find_layout, read_mask
+from polydit.tasks.segmentation.samples import CompositeSamples, FolderSamples, as_sample, coarse_context
 
 
 def write(folder, names, suffix, mode="RGB", size=(24, 20)):
@@ -31,7 +30,20 @@ def test_pictures_and_masks_are_paired_by_name_whatever_their_type(folders):
     picture, mask, edges = pairs.read(2)
     assert picture.shape == (40, 56, 3)
     assert np.array_equal(mask, disc(40, 56, 2)[1])
-    assert np.array_equal(edges, edge_band(mask))
+    assert np.array_equal(edges, edge_target(mask))
+
+
+def test_edges_are_the_thresholded_gradient_of_the_published_target():
+    mask = np.zeros((20, 24), np.uint8)
+    mask[:, 10:] = 200  # touches three borders, which are no edge
+    mask[8, 3], mask[15, 3] = 6, 5  # faint, and too faint
+    edges = edge_target(mask)
+    expected = np.zeros_like(mask)
+    expected[:, 8:12] = expected[6:11, 1:6] = 255
+    assert np.array_equal(edges, expected)
+    picture = np.zeros((20, 24, 3), np.uint8)
+    for given in (mask, mask / np.float32(255)):
+        assert np.array_equal(as_sample(picture, given)["edges"][0].numpy(), expected / 255)
 
 
 def test_files_without_a_partner_are_named(folders):

@@ -271,3 +271,12 @@ def test_cut_mix_takes_the_same_box_of_the_partner_in_all_maps():
         assert torch.equal(mixed["mask"][row, 0], mixed["picture"][row, 0])
     assert cut_mix(batch, 0.0)["picture"].equal(picture)
     assert (picture[0] == 0).all()
+
+
+def test_cut_mix_takes_given_boxes_from_the_unmixed_partner():
+    picture = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 6, 8)
+    mixed = cut_mix({"mask": picture}, 0.0, boxes=[(1, 2, 3, 4), (0, 0, 6, 8), (0, 0, 6, 8)])["mask"]
+    expected = torch.tensor([0.0, 0.0, 2.0]).view(3, 1, 1, 1).repeat(1, 1, 6, 8)
+    expected[0, :, 1:4, 2:6] = 1
+    assert torch.equal(mixed, expected)
+    assert torch.equal(cut_mix({"mask": picture}, 1.0, boxes=[None] * 3)["mask"], picture)
