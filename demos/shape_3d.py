@@ -65,7 +65,10 @@ def make(
     about = f"{shape['points']:,} points"
     if "faces" in shape:
         closed = "closed" if shape["watertight"] else "not closed"
-        about += f", {shape['faces']:,} faces, {closed}, volume {shape['volume']:.3f} of a box of 8"
+        about += (
+            f", {result.record['resolution']} cells along each axis, {shape['faces']:,} faces, {closed}, "
+            f"volume {shape['volume']:.3f} of a box of 8"
+        )
     command = session.command(picture.name if picture else None, "results", {**own, **settings})
     note = (
         f"**{about}**, in {result.seconds:.1f} s. This command makes the same files:\n\n```sh\n{command}\n```"

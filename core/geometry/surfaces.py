@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .mesh import Mesh
 
-__all__ = ["grid_points", "surface_of_field", "surface_of_query"]
+__all__ = ["grid_points", "query_cells", "surface_of_field", "surface_of_query"]
 
 
 def grid_points(resolution: int, bound: float = 1.0) -> NDArray[Any]:
@@ -56,6 +56,12 @@ def surface_of_field(
     return Mesh(places, faces.astype(np.int64))
 
 
+def query_cells(resolution: int, coarse: int = 64) -> int:
+    """Cells per axis that :func:`surface_of_query` really takes: the resolution, or the next multiple that it can."""
+    times = max(-(-resolution // coarse), 1)
+    return -(-resolution // times) * times
+
+
 def surface_of_query(
     query: Callable[[NDArray[Any]], NDArray[Any]],
     resolution: int,
@@ -81,7 +87,7 @@ def surface_of_query(
         A watertight mesh, or an empty one.
     """
     times = max(-(-resolution // coarse), 1)
-    cells = -(-resolution // times)
+    cells = query_cells(resolution, coarse) // times
     shape = (cells + 1,) * 3
     rough = np.asarray(query(grid_points(cells, bound)), np.float32).reshape(shape)
     if times == 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from ...core.errors import PolyditError
 from ...core.geometry.mesh import Mesh
 from ...core.geometry.solids import solid_of_points
+from ...core.geometry.surfaces import query_cells
 from ...core.geometry.turntable import View, render_mesh, render_points
 from ...core.geometry.writing import height_colours, mesh_bytes, points_bytes
 from ...core.media import OutputWriter
@@ -51,7 +54,7 @@ def predict_one(
     """Make shapes of a category (``<category>_00.ply`` and ``.glb``, ...) or one from a picture, and a sheet of views.
 
     Returns:
-        A JSON-ready record: files, sizes, what the meshes are like.
+        A JSON-ready record: files, sizes, what the meshes are like, and the cells along each axis they were made on.
 
     Raises:
         PolyditError: the weights are for the other use, or an option is out of range.
@@ -68,6 +71,12 @@ def predict_one(
             raise PolyditError(
                 "--level: is for weights that know a solid; point clouds have none, leave it out"
             )
+        resolution = min(options.resolution, MAX_CLOUD_RESOLUTION)
+        if options.mesh and resolution < options.resolution:
+            say(
+                f"--resolution {options.resolution}: a surface around points has at most {resolution} cells along each "
+                f"axis, which are finer than points are apart; {resolution} are taken"
+            )
         made = pipe(
             options.category,
             num=options.num,
@@ -77,8 +86,11 @@ def predict_one(
             generator=generator,
             progress=progress,
         )
-        meshes = [cloud_mesh(cloud, options.resolution) if options.mesh else None for cloud in made.points]
-        return write_all(writer, source.name, made.points, meshes, options)
+        if not options.mesh:
+            return write_all(writer, source.name, made.points, [None] * len(made.points), options)
+        meshes = [cloud_mesh(cloud, resolution) for cloud in made.points]
+        record = write_all(writer, source.name, made.points, meshes, options)
+        return {**record, "resolution": resolution}
     return predict_triplane(pipe, source, writer, options, generator, progress)
 
 
@@ -115,11 +127,13 @@ def predict_triplane(
     draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     clouds = [mesh.sample(options.points, draw)[0] for mesh in made.meshes]
     meshes = [mesh if options.mesh else None for mesh in made.meshes]
+    used = {"resolution": query_cells(options.resolution)} if options.mesh else {}
     if not from_picture:
-        return write_all(writer, source.name, clouds, meshes, options)
+        return {**write_all(writer, source.name, clouds, meshes, options), **used}
     files, told = write_shape(writer, source.stem, clouds[0], meshes[0], options.format)
     picture = sheet([made.meshes[0]], options.views)
-    return {"files": [*files, writer.image(f"{source.stem}_sheet.png", picture).name], "shapes": [told]}
+    files.append(writer.image(f"{source.stem}_sheet.png", picture).name)
+    return {"files": files, "shapes": [told], **used}
 
 
 def cloud_mesh(points: NDArray[Any], resolution: int) -> Mesh:
@@ -138,7 +152,7 @@ def write_all(
     writer: OutputWriter,
     stem: str,
     clouds: list[NDArray[Any]],
-    meshes: list[Mesh | None],
+    meshes: Sequence[Mesh | None],
     options: Namespace,
 ) -> dict[str, Any]:
     """Files of several shapes, their sheet, and the record."""
@@ -193,3 +207,8 @@ def sheet(shapes: list[Mesh | NDArray[Any]], views: int) -> Image.Image:
             cell = Image.fromarray(pixels)
             picture.paste(cell, (column * size, row * size), cell)
     return picture
+
+
+def say(line: str) -> None:
+    """A remark to the user."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - what the user reads
