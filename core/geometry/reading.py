@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import PolyditError
 from .mesh import Mesh
 
-__all__ = ["MAX_FACES", "MESH_SUFFIXES", "ReadMesh", "need_trimesh", "read_mesh", "repaired"]
+__all__ = ["MAX_FACES", "MESH_SUFFIXES", "SIDE", "ReadMesh", "Up", "need_trimesh", "read_mesh", "repaired"]
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl", ".3mf")
 MAX_FACES = 2_000_000
@@ -20,6 +20,10 @@ MAX_BYTES = 400_000_000
 Up = Literal["auto", "y", "z"]
 Z_UP = (".stl", ".3mf")
 """Formats of printing, whose files stand along z as a rule."""
+SIDE = 1.9
+"""The longest side of a fitted mesh."""
+SAME_SIDE = 0.01
+"""By how much of it a file's may differ without that being told."""
 FROM_Z = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
@@ -99,9 +103,9 @@ def read_mesh(path: str | Path, up: Up = "auto", fit: bool = True, max_faces: in
         )
     if fit:
         side = float((mesh.bounds[1] - mesh.bounds[0]).max())
-        mesh = mesh.fitted()
-        if not 0.2 < side < 20:
-            notes.append(f"scaled: its longest side was {side:.4g} units, it is 1.9 now")
+        mesh = mesh.fitted(SIDE)
+        if abs(side / SIDE - 1) > SAME_SIDE:
+            notes.append(f"scaled: its longest side was {side:.4g} units, it is {SIDE:g} now")
     return ReadMesh(mesh, tuple(notes))
 
 

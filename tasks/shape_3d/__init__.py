@@ -35,9 +35,21 @@ EVALUATE_OPTIONS = (
     ),
     Option("--path", "path", "data/corpus", "folder of the data", metavar="FOLDER"),
     Option("--split", "str", "val", "its split; reserved of a corpus", choices=("val", "test", "reserved")),
-    Option("--distance", "str", "cd", "cd, or emd (exact, slow: take few points)", choices=("cd", "emd")),
     Option(
-        "--per-batch", "int", None, "average over batches of so many, as the released DiT-3D does with 64"
+        "--up",
+        "str",
+        "auto",
+        "upward axis of its mesh files; auto: z of STL and 3MF",
+        choices=("auto", "y", "z"),
+    ),
+    Option("--distance", "str", "cd", "cd, or emd (exact, slow: take few points)", choices=("cd", "emd")),
+    Option("--cost", "str", None, "of emd; default: l2, the length", choices=("l2", "l2sq")),
+    Option(
+        "--per-batch",
+        "int",
+        None,
+        "average over batches of so many, as the released DiT-3D does with 64",
+        minimum=1,
     ),
     Option("--train", "int", 50, "training shapes to compare the training set itself with", minimum=2),
     Option("--pictures", "int", None, "also meshes from renderings of so many held-out shapes", minimum=1),

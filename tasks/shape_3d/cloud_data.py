@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.errors import PolyditError
+from ...core.geometry.reading import Up
 from ...core.training.data import TaskData
 from .pool import PoolOptions, build_pool
-from .shapes import LAYOUTS, SYNSETS, Shape, find_shapes, procedural_shapes
+from .shapes import LAYOUTS, SYNSETS, Shape, check_up, find_shapes, procedural_shapes
 
 __all__ = ["CloudData", "CloudSet", "read_pc15k", "statistics"]
 
@@ -25,15 +26,24 @@ POOL = 6000
 
 
 def read_pc15k(
-    root: Path, split: str, categories: Sequence[str], points: int
+    root: Path, split: str, categories: Sequence[str], points: int, option: str = "--data."
 ) -> tuple[list[Array], list[str]]:
     """ShapeNetCore.v2.PC15k (PointFlow's): ``<synset>/{train,val,test}/<model>.npy`` with (15000, 3) floats.
 
     Training takes of the first 10,000 points, the other splits of the last 5,000.
 
+    Args:
+        root: the folder.
+        split: ``train``, ``val`` or ``test``.
+        categories: which.
+        points: that a cloud must have.
+        option: what stands before ``path`` and ``points`` in the command or the config, for messages.
+
     Raises:
         PolyditError: nothing is there, a file cannot be read, or has fewer points than asked for.
     """
+    if not root.is_dir():
+        raise PolyditError(f"{option}path {root}: no such folder; give that of ShapeNetCore.v2.PC15k")
     clouds, names = [], []
     for synset, category in SYNSETS.items():
         if category not in categories:
@@ -48,13 +58,13 @@ def read_pc15k(
             part = cloud[: len(cloud) * 2 // 3] if split == "train" else cloud[len(cloud) * 2 // 3 :]
             if len(part) < points:
                 raise PolyditError(
-                    f"{file}: {len(part)} points for {split}, and --data.points {points} are asked for; lower it"
+                    f"{file}: {len(part)} points for {split}, and {option}points {points} are asked for; lower it"
                 )
             clouds.append(part.astype(np.float32))
             names.append(category)
     if not clouds and split == "train":
         raise PolyditError(
-            f"--data.path {root}: no .npy files of {', '.join(categories)} in <synset>/{split}; is it "
+            f"{option}path {root}: no .npy files of {', '.join(categories)} in <synset>/{split}; is it "
             "ShapeNetCore.v2.PC15k?"
         )
     return clouds, names
@@ -147,6 +157,7 @@ class CloudData(TaskData):
         batch_size: clouds in a step.
         samples_per_epoch: length of an epoch.
         held_out: procedural shapes of each family for validation.
+        up: the upward axis of mesh files, ``y`` or ``z``; ``auto`` takes z for STL and 3MF and y for all others.
         cache: folder for what is worked out of shapes; None works it out in each run.
         num_workers: processes that prepare samples.
         seed: of all draws.
@@ -169,6 +180,7 @@ class CloudData(TaskData):
         batch_size: int = 16,
         samples_per_epoch: int = 1_000_000,
         held_out: int = 16,
+        up: Up = "auto",
         cache: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -180,7 +192,8 @@ class CloudData(TaskData):
             )
         if points < 16:
             raise PolyditError(f"--data.points {points}: give 16 or more")
-        self.path, self.layout, self.categories = path, layout, list(categories)
+        check_up(up, layout)
+        self.path, self.layout, self.categories, self.up = path, layout, list(categories), up
         self.procedural, self.share, self.points, self.stretch = procedural, share, points, stretch
         self.batch_size, self.samples_per_epoch, self.held_out = batch_size, samples_per_epoch, held_out
         self.cache, self.num_workers, self.seed = cache, num_workers, seed
@@ -223,10 +236,6 @@ class CloudData(TaskData):
         """Clouds, their categories, and how many of the first are of meshes."""
         root = Path(self.path).expanduser()
         if self.layout == "pc15k":
-            if not root.is_dir():
-                raise PolyditError(
-                    f"--data.path {self.path}: no such folder; give that of ShapeNetCore.v2.PC15k"
-                )
             clouds, names = read_pc15k(root, split, self.categories, self.points)
             return clouds, names, len(clouds)
         options = PoolOptions(points=max(POOL, self.points))
@@ -235,7 +244,7 @@ class CloudData(TaskData):
         families = procedural_shapes(self.categories, count, held_out=split != "train")
         solids: list[Shape] = []
         if self.layout != "procedural":
-            solids = find_shapes(self.layout, root, split, self.categories)
+            solids = find_shapes(self.layout, root, split, self.categories, self.up)
         for shapes in (solids, families):
             if shapes:
                 entries, of = build_pool(shapes, options, self.cache)

@@ -13,15 +13,20 @@ from ...core.task import nearest
 __all__ = ["CloudFormulation", "category_number"]
 
 
-def category_number(categories: tuple[str, ...] | list[str], name: str) -> int:
+def category_number(categories: tuple[str, ...] | list[str], name: str, option: str = "--category") -> int:
     """The label of a category.
+
+    Args:
+        categories: that the weights know.
+        name: of one of them.
+        option: that named it, for the message.
 
     Raises:
         PolyditError: it is unknown; names those that are known.
     """
     if name not in categories:
         raise PolyditError(
-            f"--category {name}: these weights do not know it{nearest(name, categories)}; "
+            f"{option} {name}: these weights do not know it{nearest(name, categories)}; "
             f"they know {', '.join(categories)}"
         )
     return list(categories).index(name)

@@ -159,7 +159,14 @@ def _digest(shapes: Sequence[Shape], options: PoolOptions) -> str:
         if isinstance(shape, MeshShape):
             state = shape.file.stat()
             told.append(
-                [str(shape.file), state.st_size, int(state.st_mtime), shape.category, shape.resolution]
+                [
+                    str(shape.file),
+                    state.st_size,
+                    int(state.st_mtime),
+                    shape.category,
+                    shape.resolution,
+                    shape.up,
+                ]
             )
         elif isinstance(shape, ProceduralShape):
             told.append([shape.name, shape.category])

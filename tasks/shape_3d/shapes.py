@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...core.errors import PolyditError
 from ...core.geometry.mesh import Mesh
 from ...core.geometry.primitives import Union
-from ...core.geometry.reading import MESH_SUFFIXES, read_mesh
+from ...core.geometry.reading import MESH_SUFFIXES, SIDE, Up, read_mesh
 from ...core.geometry.solids import Solid, solid_of
 from .procedural import FAMILIES, make_shape
 
@@ -25,6 +25,7 @@ __all__ = [
     "MeshShape",
     "ProceduralShape",
     "Shape",
+    "check_up",
     "corpus_shapes",
     "find_shapes",
     "procedural_shapes",
@@ -135,7 +136,7 @@ class MeshShape:
 
     file: Path
     category: str
-    up: Any = "auto"
+    up: Up = "auto"
     resolution: int = 96
 
     @property
@@ -266,7 +267,33 @@ LAYOUTS: dict[str, Callable[[Path, str, Sequence[str]], list[Shape]]] = {
 }
 
 
-def find_shapes(layout: str, root: str | Path, split: str, categories: Sequence[str]) -> list[Shape]:
+def check_up(up: str, layout: str, option: str = "--data.") -> None:
+    """Refuse an upward axis that is none, or that nothing asks for.
+
+    Args:
+        up: ``auto``, ``y`` or ``z``.
+        layout: of :data:`LAYOUTS`, or one without meshes.
+        option: what stands before the names of the options in the command or the config.
+
+    Raises:
+        PolyditError: it is unknown, or the layout has no meshes.
+    """
+    if up not in get_args(Up):
+        raise PolyditError(f"{option}up {up}: is unknown; choose from {', '.join(get_args(Up))}")
+    if up != "auto" and layout not in LAYOUTS:
+        raise PolyditError(
+            f"{option}up {up}: is for mesh files, and the layout {layout} has none; leave it out"
+        )
+
+
+def find_shapes(
+    layout: str,
+    root: str | Path,
+    split: str,
+    categories: Sequence[str],
+    up: Up = "auto",
+    option: str = "--data.",
+) -> list[Shape]:
     """The shapes of a part of some data.
 
     Args:
@@ -274,37 +301,52 @@ def find_shapes(layout: str, root: str | Path, split: str, categories: Sequence[
         root: its folder.
         split: ``train``, ``val``, ``test``; ``reserved`` of a corpus, for evaluation only.
         categories: which.
+        up: the upward axis of all files; ``auto`` is y for the corpus and ShapeNet, and for others what
+            :func:`polydit.core.geometry.reading.read_mesh` takes it for.
+        option: what stands before ``path`` and the like in the command or the config, for messages.
 
     Raises:
         PolyditError: an option is unknown, the folder is missing, or holds nothing of these categories.
     """
     if layout not in LAYOUTS:
-        raise PolyditError(f"--data.layout {layout}: is unknown; choose from {', '.join(LAYOUTS)}")
+        raise PolyditError(f"{option}layout {layout}: is unknown; choose from {', '.join(LAYOUTS)}")
     if split not in SPLITS:
         raise PolyditError(f"split {split!r}: choose from {', '.join(SPLITS)}")
+    check_up(up, layout, option)
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise PolyditError(f"--data.path {root}: no such folder; give the data set's")
+        raise PolyditError(f"{option}path {root}: no such folder; give the data set's")
     found = LAYOUTS[layout](root, split, categories)
     if not found and split in ("train", "reserved"):
         inside = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8])
         raise PolyditError(
-            f"--data.path {root}: nothing of {', '.join(categories)} for {split} in the layout {layout}; "
+            f"{option}path {root}: nothing of {', '.join(categories)} for {split} in the layout {layout}; "
             f"it holds {inside or 'no folders'}"
         )
-    return found
+    if up == "auto":
+        return found
+    return [replace(shape, up=up) if isinstance(shape, MeshShape) else shape for shape in found]
 
 
 def readable(shapes: Sequence[Shape], say: Callable[[str], None]) -> list[Shape]:
-    """The shapes that can be used; of each other one its reason is told, and what was done to them."""
-    kept = []
+    """The shapes that can be used; of each other one its reason is told, and what was done to them.
+
+    Files that were scaled and nothing else, as most are, are told by their number.
+    """
+    kept, scaled = [], 0
     for shape in shapes:
         try:
             shape.sample(1, np.random.default_rng(0))
         except PolyditError as error:
             say(f"left out: {error}")
+            continue
+        kept.append(shape)
+        if not isinstance(shape, MeshShape):
+            continue
+        if any(not note.startswith("scaled:") for note in shape.notes):
+            say(f"{shape.file}: {'; '.join(shape.notes)}")
         else:
-            kept.append(shape)
-            if isinstance(shape, MeshShape) and shape.notes:
-                say(f"{shape.file}: {'; '.join(shape.notes)}")
+            scaled += bool(shape.notes)
+    if scaled:
+        say(f"meshes: {scaled} scaled, to a longest side of {SIDE:g}")
     return kept

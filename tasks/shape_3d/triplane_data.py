@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.errors import PolyditError
+from ...core.geometry.reading import Up
 from ...core.training.data import TaskData
 from .pictures import prepare_picture
 from .pool import Entry, PoolOptions, build_pool
-from .shapes import LAYOUTS, Shape, find_shapes, procedural_shapes
+from .shapes import LAYOUTS, Shape, check_up, find_shapes, procedural_shapes
 
 __all__ = ["SolidData", "SolidSet"]
 
@@ -107,6 +108,7 @@ class SolidData(TaskData):
         batch_size: shapes in a step.
         samples_per_epoch: length of an epoch.
         held_out: procedural shapes of each family for validation.
+        up: the upward axis of mesh files, ``y`` or ``z``; ``auto`` takes z for STL and 3MF and y for all others.
         cache: folder for what is worked out of shapes; None works it out in each run.
         num_workers: processes that prepare samples.
         seed: of all draws.
@@ -132,6 +134,7 @@ class SolidData(TaskData):
         batch_size: int = 8,
         samples_per_epoch: int = 1_000_000,
         held_out: int = 8,
+        up: Up = "auto",
         cache: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -141,7 +144,8 @@ class SolidData(TaskData):
             raise PolyditError(
                 f"--data.layout {layout}: is unknown; choose from procedural, {', '.join(LAYOUTS)}"
             )
-        self.path, self.layout, self.categories = path, layout, list(categories)
+        check_up(up, layout)
+        self.path, self.layout, self.categories, self.up = path, layout, list(categories), up
         self.procedural, self.share, self.held_out = procedural, share, held_out
         self.points, self.queries = points, queries
         self.options = PoolOptions(max(2 * points, 1024), 2 * queries, near, views, size)
@@ -175,7 +179,7 @@ class SolidData(TaskData):
         families = procedural_shapes(self.categories, count, held_out=split != "train")
         solids: list[Shape] = []
         if self.layout != "procedural":
-            solids = find_shapes(self.layout, root, split, self.categories)
+            solids = find_shapes(self.layout, root, split, self.categories, self.up)
         entries: list[Entry] = []
         names: list[str] = []
         for shapes in (solids, families):

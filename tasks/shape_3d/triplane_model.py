@@ -113,9 +113,7 @@ def open_vae(folder: str) -> TriplaneVAE:
     path = Path(folder).expanduser()
     inner = path / "vae" if (path / "vae").is_dir() else path
     if not (inner / "config.json").is_file():
-        raise PolyditError(
-            f"--model.vae {folder}: no autoencoder there; train one with direct3d_vae_small.yaml"
-        )
+        raise PolyditError(f"--model.vae {folder}: no autoencoder there; train one with small_vae.yaml")
     return TriplaneVAE.from_pretrained(inner)
 
 
@@ -180,7 +178,7 @@ class TriplaneShapes(DiffusionModule):
         if not self._vae:
             if self.vae_folder is None:
                 raise PolyditError(
-                    "--model.vae: name the folder of the autoencoder; train one with direct3d_vae_small.yaml"
+                    "--model.vae: name the folder of the autoencoder; train one with small_vae.yaml"
                 )
             vae = open_vae(self.vae_folder).requires_grad_(False).eval()
             shape, config = vae.latent_shape, self.backbone.config

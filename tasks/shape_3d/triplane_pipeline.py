@@ -134,7 +134,7 @@ class TriplanePipeline(LoadsLora, DiffusionPipeline):
         """
         if self.transformer is None:
             raise PolyditError(
-                "--weights: hold an autoencoder alone; train a transformer on it with direct3d_small.yaml"
+                "--weights: hold an autoencoder alone; train a transformer on it with small.yaml"
             )
         if (image is None) == (category is None):
             raise PolyditError("--image or --category: give one of them")

@@ -76,6 +76,11 @@ def test_scale_and_place_are_normalised_and_told(block, tmp_path):
     read = read_mesh(write_obj(tmp_path / "big.obj", block.moved(700, np.array([5000.0, 0, 0]))))
     np.testing.assert_allclose(read.mesh.bounds, block.bounds, atol=1e-3)
     assert any(note.startswith("scaled: its longest side was 1330 units") for note in read.notes)
+    for side in (5.0, 0.3, 19.0):
+        read = read_mesh(write_obj(tmp_path / "other.obj", block.fitted(side)))
+        assert read.notes == (f"scaled: its longest side was {side:g} units, it is 1.9 now",)
+    assert read_mesh(write_obj(tmp_path / "same.obj", block.fitted(1.905))).notes == ()
+    assert read_mesh(write_obj(tmp_path / "kept.obj", block.fitted(5.0)), fit=False).notes == ()
     turned = read_mesh(write_obj(tmp_path / "z.obj", block), up="z")
     np.testing.assert_allclose(turned.mesh.bounds[1], [0.95, 0.6, 0.3], atol=0.02)
     assert "turned: z was up, y is now" in turned.notes

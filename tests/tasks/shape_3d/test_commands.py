@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 
 from polydit.core.cli import main
+from polydit.core.geometry.primitives import Placed, Union, box
 from polydit.core.geometry.reading import read_mesh
 from polydit.core.geometry.solids import solid_of_points
+from polydit.core.geometry.writing import mesh_bytes
+from polydit.tasks.shape_3d.evaluate import held_out_clouds
 from polydit.tasks.shape_3d.predict import cloud_mesh
 
 from .conftest import CLOUD
@@ -67,7 +71,8 @@ def test_clouds_of_a_category(cloud_weights, tmp_path, capsys):
     assert record["status"] == "done"
     assert [shape["points"] for shape in record["shapes"]] == [80, 80]
     assert record["shapes"][0]["watertight"]
-    capsys.readouterr()
+    assert record["resolution"] == 24
+    assert "--resolution" not in capsys.readouterr().err
     assert main(words) == 0
     assert "1 kept as they were" in capsys.readouterr().err
 
@@ -77,6 +82,24 @@ def test_points_alone(cloud_weights, tmp_path):
     words = ["shape-3d", "predict", "--category", "table", "--num", "1", "--no-mesh", "--output", str(output)]
     assert main([*words, "--weights", str(cloud_weights), "--views", "1"]) == 0
     assert {file.name for file in output.iterdir()} == {"table_00.ply", "table_sheet.png", "results.json"}
+
+
+def test_finer_surfaces_than_points_allow_are_told_and_recorded(cloud_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("polydit.tasks.shape_3d.predict.MAX_CLOUD_RESOLUTION", 20)
+    words = ["shape-3d", "predict", "--category", "chair", "--num", "2", "--weights", str(cloud_weights)]
+    words += ["--resolution", "24", "--views", "1"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--resolution")]
+    assert told == [
+        "--resolution 24: a surface around points has at most 20 cells along each axis, which are finer than points "
+        "are apart; 20 are taken"
+    ]
+    record = json.loads((tmp_path / "out" / "results.json").read_text())["inputs"][0]
+    assert record["resolution"] == 20
+    assert main([*words, "--no-mesh", "--output", str(tmp_path / "points")]) == 0
+    assert "--resolution" not in capsys.readouterr().err
+    record = json.loads((tmp_path / "points" / "results.json").read_text())["inputs"][0]
+    assert "resolution" not in record
 
 
 @pytest.mark.parametrize(
@@ -154,8 +177,97 @@ def test_figures_of_tiny_weights(cloud_weights, tmp_path, capsys):
     assert chair["held_out"] == 3
     assert 0 <= chair["accuracy"] <= 1
     assert chair["mmd_of_training"] < chair["mmd"]  # tiny random weights make nothing like a chair
-    assert main([*words, "--pictures", "1"]) == 2
-    assert "--pictures: these weights make shapes of a category only" in capsys.readouterr().err
+    emd = tmp_path / "emd.json"
+    more = ["--points", "64", "--train", "3", "--distance", "emd"]
+    figures = {}
+    for cost in ("l2", "l2sq"):
+        assert main([*words, *more, "--cost", cost, "--output", str(emd), "--overwrite"]) == 0
+        figures[cost] = json.loads(emd.read_text())["categories"]["chair"]
+    for name in ("mmd", "mmd_of_training"):
+        assert 0 < figures["l2sq"][name] < figures["l2"][name] < 1  # lengths below 1 shrink when squared
+    assert main([*words, *more, "--output", str(emd), "--overwrite"]) == 0
+    assert json.loads(emd.read_text())["categories"]["chair"] == figures["l2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--per-batch", "0"], r"--per-batch: 0 is less than 1"),
+        (
+            ["--categories", "chiar"],
+            r"--categories chiar: .* \(did you mean chair\?\); they know chair, table, sofa",
+        ),
+        (
+            ["--categories", "sofa"],
+            r"--categories sofa: there are no procedural shapes of it, but of chair, table, lamp, plane; give another",
+        ),
+        (["--layout", "cubes"], r"^polydit: error: --layout cubes: is unknown"),
+        (["--layout", "meshes", "--path", "GONE"], r"^polydit: error: --path \S*gone: no such folder"),
+        (["--layout", "pc15k", "--path", "GONE"], r"^polydit: error: --path \S*gone: no such folder"),
+        (
+            ["--layout", "meshes", "--path", "EMPTY"],
+            r"--path \S*empty: the layout meshes holds no val shapes of chair",
+        ),
+        (
+            ["--layout", "meshes", "--path", "EMPTY", "--split", "reserved"],
+            r"^polydit: error: --path \S*empty: nothing of",
+        ),
+        (["--layout", "pc15k", "--path", "EMPTY"], r"--path \S*empty: 0 val shapes of chair"),
+        (["--layout", "pc15k", "--path", "EMPTY", "--pictures", "2"], r"--pictures: needs solids"),
+        (["--up", "z"], r"^polydit: error: --up z: is for mesh files, and the layout procedural has none"),
+        (["--up", "x"], r"--up: x is not one of auto, y, z"),
+        (["--cost", "l2sq"], r"--cost l2sq: is of the earth mover's distance; add --distance emd"),
+        (["--pictures", "1"], r"--pictures: these weights make shapes of a category only"),
+    ],
+)
+def test_figures_that_cannot_be_had_are_one_line(words, line, cloud_pipe, tmp_path, capsys):
+    three = {**cloud_pipe.config.formulation, "categories": ["chair", "table", "sofa"]}
+    cloud_pipe.register_to_config(formulation=three)
+    cloud_pipe.save_pretrained(tmp_path / "clouds")
+    (tmp_path / "empty" / "chair").mkdir(parents=True)
+    places = {"GONE": str(tmp_path / "gone"), "EMPTY": str(tmp_path / "empty")}
+    words = [places.get(word, word) for word in words]
+    if "--categories" not in words:
+        words += ["--categories", "chair"]
+    code = main(["shape-3d", "evaluate", *words, "--number", "2", "--weights", str(tmp_path / "clouds")])
+    complaint = capsys.readouterr().err.strip()
+    assert code == 2
+    assert "\n" not in complaint
+    assert re.search(line, complaint), complaint
+
+
+def test_figures_of_meshes_from_pictures(triplane_weights, tmp_path):
+    file = tmp_path / "figures.json"
+    words = [
+        "shape-3d",
+        "evaluate",
+        "--weights",
+        str(triplane_weights),
+        "--categories",
+        "chair",
+        "--number",
+        "2",
+    ]
+    words += ["--points", "32", "--train", "2", "--steps", "1", "--pictures", "1"]
+    assert main([*words, "--output", str(file)]) == 0
+    figures = json.loads(file.read_text())["pictures"]
+    assert figures["shapes"] == 1
+    # Of a network that says "inside" everywhere: a cube, beside a training chair.
+    assert 0 < figures["iou"] < figures["random_iou"]
+    assert 0.5 < figures["normal_consistency"] < 1  # 0.5 is of normals that know nothing of each other
+    assert 0.5 < figures["random_normal_consistency"] < 1
+
+
+def test_held_out_meshes_are_turned_as_asked(tmp_path, capsys):
+    flat = Union([Placed(box(1.9, 0.6, 1.2), np.zeros(3))]).mesh(16)
+    (tmp_path / "val" / "chair").mkdir(parents=True)
+    for number in range(2):
+        (tmp_path / "val" / "chair" / f"{number}.obj").write_bytes(mesh_bytes(flat, "obj"))
+    words = {"layout": "meshes", "path": tmp_path, "split": "val", "number": 2, "points": 500}
+    for up, high in (("auto", 0.3), ("z", 0.6)):
+        clouds = held_out_clouds("chair", Namespace(**words, up=up))
+        assert [abs(cloud).max(0)[1] for cloud in clouds] == pytest.approx([high, high], abs=0.04)
+    assert capsys.readouterr().err.count("turned: z was up, y is now") == 2
 
 
 def test_difffit_by_the_command_ends_in_a_pipeline(cloud_weights, tmp_path, monkeypatch, capsys):

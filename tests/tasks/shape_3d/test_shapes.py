@@ -119,6 +119,37 @@ def test_a_mesh_is_a_solid_and_what_was_done_is_told(block, block_file, tmp_path
     assert "its longest side was 950 units" in said[1]
     build_pool([shape], PoolOptions(points=8), say=said.append)
     assert said[2] == "meshes: 1 turned, 1 scaled"
+    large = [tmp_path / f"large{number}.obj" for number in range(3)]
+    for number, file in enumerate(large):
+        file.write_bytes(mesh_bytes(block.fitted(5.0 + number), "obj"))
+    shapes = [MeshShape(file, "chair", resolution=32) for file in large]
+    assert readable(shapes, said.append) == shapes
+    assert said[3:] == ["meshes: 3 scaled, to a longest side of 1.9"]
+    build_pool([*shapes, shape], PoolOptions(points=8), say=said.append)
+    assert said[4:] == ["meshes: 4 scaled, 1 turned"]
+
+
+def test_files_that_stand_along_another_axis_are_turned(block, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "chair").mkdir(parents=True)
+        (tmp_path / split / "chair" / "block.obj").write_bytes(mesh_bytes(block, "obj"))
+    options = {"path": str(tmp_path), "layout": "meshes", "categories": ["chair"], "procedural": 0}
+    cache = str(tmp_path / "cache")
+    for up, high in (("auto", 0.3), ("z", 0.6)):
+        clouds = CloudData(**options, points=64, up=up, cache=cache)
+        clouds.setup()
+        for data in (clouds.train_set, clouds.val_set):
+            assert abs(data.clouds[0]).max(0)[1] == pytest.approx(high, abs=0.04)
+    solids = SolidData(**options, points=64, queries=16, up="z")
+    solids.setup()
+    assert abs(solids.train_set.entries[0].points).max(0)[1] == pytest.approx(0.6, abs=0.04)
+    for module in (CloudData, SolidData):
+        with pytest.raises(PolyditError, match=r"--data\.up x: is unknown; choose from auto, y, z"):
+            module(layout="meshes", up="x")
+        with pytest.raises(
+            PolyditError, match=r"--data\.up z: is for mesh files, and the layout procedural has none"
+        ):
+            module(up="z")
 
 
 def test_the_pool_keeps_what_is_asked_for_and_finds_it_again(block_file, tmp_path):
