@@ -109,6 +109,7 @@ def _inputs(group: TokenGroup, shared: Sequence[Tensor | None]) -> list[Any]:
         group.grid,
         group.position,
         group.adapter,
+        group.guidance,
         *shared,
     ]
 

@@ -30,8 +30,8 @@ def layer_looks(attention: str, layers: Sequence[str], conditions: Sequence[str]
 
     Args:
         attention: ``"full"``; ``"independent"``: conditions look only at themselves and can be cached, layers look at
-            everything; ``"in_turn"``: besides, a layer looks at no later layer, which is what diffusers transformers
-            can do with type embeddings.
+            everything; ``"in_turn"``: besides, a layer looks at no later layer, which is what any diffusers transformer
+            can do with type embeddings; FLUX can do all three.
         layers: the noisy groups in order.
         conditions: the other groups.
 

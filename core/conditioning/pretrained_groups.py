@@ -1,8 +1,9 @@
 """Token groups on diffusers transformers, which are used as they are.
 
 Groups that look only at groups before them are run one after the other, each with its own size, place, timestep and
-adapter; later ones are shown the keys and values of earlier ones (EasyControl, arXiv 2503.07027). Groups that all look
-at each other are one sequence: their latents are laid one behind the other, as in-context methods do.
+adapter; later ones are shown the keys and values of earlier ones (EasyControl, arXiv 2503.07027). Groups that look at
+each other are one sequence: their latents are laid one behind the other, as in-context methods do; of FLUX each may
+have its own timestep and adapter there too, and there may be pairs that do not look at each other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .attention_exchange import AttentionExchange
 from .channels import find_input_layer
 from .key_value_cache import KeyValueCache, KeyValues
 from .positions import Position
+from .pretrained_joint import JointSequence, can_join
 from .token_groups import Looks, TokenGroup, allowed_table
 
 __all__ = ["forward_pretrained_groups"]
@@ -44,7 +46,8 @@ def forward_pretrained_groups(
 
     Where text shares the latents' attention, ``text`` is a name in ``looks``: a group with an entry sees the text only
     if it is in it. Where text has an attention of its own, every group reads it. A group with an adapter
-    (``inject_group(model.transformer, ...)``) is run with it whole, its copy of the text included.
+    (``inject_group(model.transformer, ...)``) is run with it whole, its copy of the text included; in one sequence, the
+    text goes with the first of ``outputs``.
 
     Args:
         model: The adapter of the transformer.
@@ -63,19 +66,22 @@ def forward_pretrained_groups(
     """
     names = [group.name for group in groups]
     _check(model, groups, outputs, residuals, cache)
-    table = allowed_table([*names, TEXT], looks)[: len(names)]
+    whole = allowed_table([*names, TEXT], looks)
+    table = whole[: len(names)]
     between = table[:, : len(names)]
     order = _order(between)
-    if order is None:
-        if not table.all() or residuals or cache is not None:
-            raise ValueError(
-                f"{_name(model)}: groups that look at each other are one sequence: all must look at all, without "
-                "residuals and cache; or let conditions look only at themselves (only_itself)"
-            )
-        return {
-            name: sample for name, sample in _together(model, groups, condition).items() if name in outputs
-        }
-    return _in_turn(model, groups, table, order, outputs, residuals or {}, cache, condition)
+    if order is not None:
+        return _in_turn(model, groups, table, order, outputs, residuals or {}, cache, condition)
+    if not (whole.all() or can_join(model)) or residuals or cache is not None:
+        raise ValueError(
+            f"{_name(model)}: groups that look at each other are one sequence: all must look at all, without "
+            "residuals and cache; or let conditions look only at themselves (only_itself)"
+        )
+    if can_join(model) and not (whole.all() and _are_alike(groups)):
+        samples = _jointly(model, groups, whole, names.index(outputs[0]), condition)
+    else:
+        samples = _together(model, groups, condition)
+    return {name: samples[name] for name in outputs}
 
 
 def _in_turn(
@@ -86,7 +92,7 @@ def _in_turn(
     outputs: Sequence[str],
     residuals: Mapping[str, Sequence[Tensor | None]],
     cache: KeyValueCache | None,
-    condition: Mapping[str, Any],
+    condition: dict[str, Any],
 ) -> dict[str, Tensor]:
     """One run per group; those that nobody needs are left out."""
     needed = _needed(table, [group.name in outputs for group in groups])
@@ -128,7 +134,7 @@ def _run(
     group: TokenGroup,
     exchange: AttentionExchange | None,
     residuals: Sequence[Tensor | None] | None,
-    condition: Mapping[str, Any],
+    condition: dict[str, Any],
 ) -> Tensor:
     picture = _picture(group)
     ids = group.position_ids
@@ -139,7 +145,7 @@ def _run(
             f"group {group.name!r}: {_name(model)} has a table of positions for one picture; leave it on the target's "
             "places, or put it beside the target and let all groups look at all"
         )
-    given = {} if ids is None else {"position_ids": ids}
+    given = condition | ({} if ids is None else {"position_ids": ids}) | _guidance(model, group)
 
     @contextmanager
     def context() -> Iterator[None]:
@@ -148,9 +154,7 @@ def _run(
             yield
 
     with surviving_checkpoints(model.transformer, context), _typed(model, group):
-        return model(
-            picture, _timestep(group), block_controlnet_hidden_states=residuals, **given, **condition
-        ).sample
+        return model(picture, _timestep(group), block_controlnet_hidden_states=residuals, **given).sample
 
 
 @contextmanager
@@ -174,6 +178,52 @@ def _typed(model: PretrainedTransformer, group: TokenGroup) -> Iterator[None]:
         yield
 
 
+def _are_alike(groups: Sequence[TokenGroup]) -> bool:
+    """Whether nothing but their pictures and places tells the groups apart."""
+    first = _timestep(groups[0])
+    return all(
+        group.adapter is None
+        and group.type_embedding is None
+        and group.guidance == groups[0].guidance
+        and torch.equal(_timestep(group), first)
+        for group in groups
+    )
+
+
+def _jointly(
+    model: PretrainedTransformer,
+    groups: Sequence[TokenGroup],
+    table: NDArray[np.bool_],
+    lead: int,
+    condition: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """One run over groups that have their own times and adapters, with a mask."""
+    axis, given = _layout(model, groups)
+    rows = [len(groups), *range(len(groups))]  # the text comes first
+    sequence = JointSequence(
+        model,
+        groups,
+        [_tokens(model, group) for group in groups],
+        [_timestep(group) for group in groups],
+        table[np.ix_(rows, rows)],
+        lead,
+    )
+    pictures = [_picture(group) for group in groups]
+    sample = sequence.run(torch.cat(pictures, dim=axis), {**condition, **given})
+    return _parts(groups, sample, axis)
+
+
+def _parts(groups: Sequence[TokenGroup], sample: Tensor, axis: int) -> dict[str, Tensor]:
+    sizes = [_picture(group).shape[axis] for group in groups]
+    return {group.name: part for group, part in zip(groups, sample.split(sizes, dim=axis), strict=True)}
+
+
+def _guidance(model: PretrainedTransformer, group: TokenGroup) -> dict[str, float]:
+    """The group's scale, for a model that reads one."""
+    reads = group.guidance is not None and model.config.get("guidance_embeds")
+    return {"guidance_scale": group.guidance} if reads else {}  # type: ignore[dict-item]
+
+
 def _together(
     model: PretrainedTransformer, groups: Sequence[TokenGroup], condition: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -186,7 +236,11 @@ def _together(
             )
     pictures = [_picture(group) for group in groups]
     axis, given = _layout(model, groups)
-    sizes = [picture.shape[axis] for picture in pictures]
+    guidance = [_guidance(model, group) for group in groups]
+    if any(other != guidance[0] for other in guidance):
+        raise ValueError(
+            f"{_name(model)} has one guidance for all tokens of a sequence: give groups that see each other the same"
+        )
     times = [_timestep(group) for group in groups]
     timestep = times[0]
     if any(not torch.equal(timestep, other) for other in times):
@@ -197,8 +251,8 @@ def _together(
             )
         per_token = [t[:, None].expand(-1, _tokens(model, g)) for t, g in zip(times, groups, strict=True)]
         timestep = torch.cat(per_token, dim=1)  # (B, tokens)
-    sample = model(torch.cat(pictures, dim=axis), timestep, **given, **condition).sample
-    return {group.name: part for group, part in zip(groups, sample.split(sizes, dim=axis), strict=True)}
+    given = {**condition, **given, **guidance[0]}
+    return _parts(groups, model(torch.cat(pictures, dim=axis), timestep, **given).sample, axis)
 
 
 def _layout(model: PretrainedTransformer, groups: Sequence[TokenGroup]) -> tuple[int, dict[str, Tensor]]:

@@ -58,6 +58,8 @@ class TokenGroup:
         position_ids: (N, 1 + A) instead, group coordinate first: for kept tokens of a sparse condition, for instance.
         type_embedding: (D,) or (B, D), added to the tokens.
         adapter: Name of the group LoRA that acts on these tokens.
+        guidance: The scale that a guidance-distilled transformer (FLUX.1-dev) reads with these tokens; None is that of
+            the call. Nothing to a model that reads none.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TokenGroup:
     position_ids: Tensor | None = None
     type_embedding: Tensor | None = None
     adapter: str | None = None
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         if (self.picture is None) == (self.tokens is None):

@@ -6,6 +6,7 @@ and a noisy foreground beside the picture and the object's mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,6 +83,8 @@ class Formulation:
         attention: between the groups of a diffusers transformer, see ``layer_looks``; a ``LayerGroupDiT`` has its own.
         signal_gain: see :meth:`Parameterization.signal_gain`.
         size: longer side, in pixels, at which the network is shown an object with its surroundings.
+        guidance: the scale that a guidance-distilled transformer (FLUX.1-dev) reads with the layers; 1 with picture and
+            mask. All of it learns, so there is no other one in sampling.
     """
 
     residual_scale: float | None = None
@@ -90,10 +93,13 @@ class Formulation:
     attention: str = "in_turn"
     signal_gain: bool = False
     size: int = 512
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.residual_scale is not None and (self.residual_scale <= 0 or self.alpha_layer):
             raise PolyditError("residual_scale: is for pixel space, above 0 and without alpha_layer")
+        if not 0 <= self.guidance < math.inf:
+            raise PolyditError(f"guidance {self.guidance:g}: a scale, 0 or more; 1 is none")
         if self.grow < 0:
             raise PolyditError(f"grow {self.grow}: is a number of pixels, 0 or more")
 
@@ -223,10 +229,13 @@ class Formulation:
         if not isinstance(network, PretrainedTransformer):
             return network(x_t, timestep, conditions=given).sample
         assert types is not None
-        groups = [TokenGroup(name, value, type_embedding=types[name]) for name, value in given.items()]
+        groups = [
+            TokenGroup(name, value, type_embedding=types[name], guidance=1.0) for name, value in given.items()
+        ]
         noisy = zip(self.layers, x_t.chunk(len(self.layers), dim=1), strict=True)
         groups += [
-            TokenGroup(name, part, timestep=timestep, type_embedding=types[name]) for name, part in noisy
+            TokenGroup(name, part, timestep=timestep, type_embedding=types[name], guidance=self.guidance)
+            for name, part in noisy
         ]
         looks = layer_looks(self.attention, self.layers, list(given))
         if self.attention != "full" and text:  # each group reads the text

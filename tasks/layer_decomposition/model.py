@@ -15,6 +15,7 @@ from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import FixedText
 from ...core.conditioning.channels import find_input_layer
+from ...core.conditioning.pretrained_joint import can_join
 from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
@@ -43,6 +44,7 @@ class LayerDecomp(DiffusionModule):
         size: see :class:`Formulation`.
         attention: see :class:`Formulation`.
         signal_gain: see :class:`Formulation`.
+        guidance: see :class:`Formulation`.
         consistency_weight: weight of the difference between the picture and the composite of the predicted layers.
         consistency_gate: weight it by (1 - t)^2; off for a network that answers in one step.
         alpha_weight: weight of one minus the soft intersection over union of the alpha.
@@ -66,6 +68,7 @@ class LayerDecomp(DiffusionModule):
         size: int = 512,
         attention: str = "in_turn",
         signal_gain: bool = False,
+        guidance: float = 1.0,
         consistency_weight: float = 1.0,
         consistency_gate: bool = True,
         alpha_weight: float = 0.0,
@@ -82,8 +85,19 @@ class LayerDecomp(DiffusionModule):
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         with_alpha = getattr(autoencoder, "pixel_channels", 3) == 4
         self.formulation = Formulation(
-            residual_scale, grow, residual_scale is None and not with_alpha, attention, signal_gain, size
+            residual_scale,
+            grow,
+            residual_scale is None and not with_alpha,
+            attention,
+            signal_gain,
+            size,
+            guidance,
         )
+        if isinstance(network, PretrainedTransformer) and attention != "in_turn" and not can_join(network):
+            raise PolyditError(
+                f"--model.attention {attention}: layers of {type(network.transformer).__name__} cannot see each other; "
+                "use in_turn, or the transformer of a FLUX folder"
+            )
         if residual_scale is not None and autoencoder is not None:
             raise PolyditError("--model.residual_scale: is for pixel space; leave --model.autoencoder out")
         names = (*CONDITIONS, *self.formulation.layers)

@@ -122,6 +122,10 @@ class DistilledTryOn(TokenGroupTryOn):
         """The student's; the teacher's LoRAs are in its folder."""
         return {name for name in super().saved_names() if f".{TEACHER}" not in name}
 
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The student's raw answer, with the guidance of sampling: that is where teacher and student shall agree."""
+        return self.ask(x_t, timestep, condition, self.acting)
+
     def teach(self, condition: Mapping[str, Any], cache: KeyValueCache | None = None) -> Any:
         """The teacher with its conditions filled in."""
 

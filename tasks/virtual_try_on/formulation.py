@@ -6,6 +6,7 @@ masked person and the garment, without reference network, pose or parsing. Masks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -88,11 +89,15 @@ class TokenGroupFormulation:
             of positions and takes ``shared`` only: the garment's adapter tells the groups apart.
         attention: ``independent``: person and garment look only at themselves, so their keys and values stay what
             they are over all steps; ``separate``: they look at everything but each other (OminiControl's training);
-            ``full``. Of a diffusers transformer ``independent`` only, where groups have adapters.
+            ``full``. The last two run all groups as one sequence, at every step; of diffusers transformers FLUX can.
         keep_known: Outside of the mask the network's clean picture is the person's, exactly. In pixel space, with x0
             prediction.
         noise_scale: Standard deviation of the noise in the network's units, with x0 prediction. Below 1 a small network
             that lets some of the noise through shows less of it.
+        guidance: The scale that a guidance-distilled transformer (FLUX.1-dev) reads with target and text in sampling;
+            this and the next two are OminiControl's, and nothing to other networks.
+        training_guidance: Likewise, in training.
+        condition_guidance: The scale that it reads with person and garment, always.
     """
 
     height: int = 1024
@@ -102,6 +107,9 @@ class TokenGroupFormulation:
     attention: str = "independent"
     keep_known: bool = False
     noise_scale: float = 1.0
+    guidance: float = 3.5
+    training_guidance: float = 1.0
+    condition_guidance: float = 1.0
 
     kind: ClassVar[str] = "token_groups"
     condition_names: ClassVar[tuple[str, ...]] = ("person", "garment")
@@ -115,6 +123,11 @@ class TokenGroupFormulation:
             if value not in choices:
                 raise PolyditError(
                     f"--model.{option}: {value!r} is unknown; choose from {', '.join(choices)}"
+                )
+        for option in ("guidance", "training_guidance", "condition_guidance"):
+            if not 0 <= getattr(self, option) < math.inf:
+                raise PolyditError(
+                    f"--model.{option} {getattr(self, option):g}: a scale, 0 or more; 1 is none and 3.5 is common"
                 )
 
     def config(self) -> dict[str, Any]:
@@ -175,6 +188,7 @@ class TokenGroupFormulation:
         timestep: Tensor,
         conditions: Mapping[str, Tensor],
         adapters: Mapping[str, str],
+        training: bool = False,
     ) -> tuple[list[TokenGroup], dict[str, tuple[str, ...]] | Mapping[str, Any]]:
         """The token groups and who looks at whom.
 
@@ -184,6 +198,7 @@ class TokenGroupFormulation:
             timestep: As the network takes it, (B,); the conditions have 0, they are clean.
             conditions: As :meth:`conditions` gives them; a group that is not there is left out.
             adapters: Group -> name of the LoRA on its tokens.
+            training: See :meth:`predict`.
         """
         shown = {name: conditions[name] for name in self.condition_names if name in conditions}
         if isinstance(network, TokenGroupDiT):
@@ -198,16 +213,25 @@ class TokenGroupFormulation:
                 "transformer of a FLUX or Stable Diffusion 3 folder"
             )
         grid = network.grid_of(x_t)
-        made = [TokenGroup("target", x_t, timestep=timestep, adapter=adapters.get("target"))]
+        scale = self.training_guidance if training else self.guidance
+        made = [TokenGroup("target", x_t, timestep=timestep, adapter=adapters.get("target"), guidance=scale)]
         places = {"person": self.person_place, "garment": self.garment_place}
         for name, picture in shown.items():
             position = place(places[name], network.grid_of(picture), grid)
-            made.append(TokenGroup(name, picture, position=position, adapter=adapters.get(name)))
+            made.append(
+                TokenGroup(
+                    name,
+                    picture,
+                    position=position,
+                    adapter=adapters.get(name),
+                    guidance=self.condition_guidance,
+                )
+            )
         names = list(shown)
         if self.attention == "independent":
             # Nor does it look at the text, whose tokens change with the target's in FLUX and SD3.
             return made, only_itself(*names)
-        return made, separate(["target", *names], names) if self.attention == "separate" else {}
+        return made, separate(["target", *names, "text"], names) if self.attention == "separate" else {}
 
     def predict(
         self,
@@ -219,6 +243,7 @@ class TokenGroupFormulation:
         text: Mapping[str, Any] | None = None,
         adapters: Mapping[str, str] | None = None,
         cache: KeyValueCache | None = None,
+        training: bool = False,
     ) -> Tensor:
         """The network's raw answer for the target, (B, C, h, w).
 
@@ -231,13 +256,14 @@ class TokenGroupFormulation:
             text: What a network that reads text is given.
             adapters: Group -> name of the LoRA on its tokens; None is that of the group's own name.
             cache: Keys and values of person and garment in one sampling run.
+            training: With the guidance of training in place of that of sampling.
         """
         given = {name: name for name in GROUPS} if adapters is None else adapters
         if (self.keep_known or self.noise_scale != 1) and parameterization.prediction != "x0":
             raise PolyditError(
                 "--model.keep_known, --model.noise_scale: need an objective with prediction x0"
             )
-        groups, looks = self.groups(network, x_t * self.noise_scale, timestep, conditions, given)
+        groups, looks = self.groups(network, x_t * self.noise_scale, timestep, conditions, given, training)
         raw = forward_groups(network, groups, looks, cache=cache, **(text or {}))["target"]
         if self.keep_known:
             mask = conditions["mask"].to(raw.dtype)

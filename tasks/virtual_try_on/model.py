@@ -16,6 +16,7 @@ from ...core.adapters import LoraOptions, continue_from, inject_group
 from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import FixedText
+from ...core.conditioning.pretrained_joint import can_join
 from ...core.diffusion import Objective, make_scheduler
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
@@ -211,6 +212,9 @@ class TokenGroupTryOn(VirtualTryOn):
         attention: Likewise.
         keep_known: Likewise.
         noise_scale: Likewise.
+        guidance: Likewise.
+        training_guidance: Likewise.
+        condition_guidance: Likewise.
         drop_garment: See :class:`VirtualTryOn`.
         prompt: Likewise.
         steps: Likewise.
@@ -233,13 +237,25 @@ class TokenGroupTryOn(VirtualTryOn):
         attention: str = "independent",
         keep_known: bool = False,
         noise_scale: float = 1.0,
+        guidance: float = 3.5,
+        training_guidance: float = 1.0,
+        condition_guidance: float = 1.0,
         drop_garment: float = 0.0,
         prompt: str = "Model",
         steps: int = 30,
         **kwargs: Any,
     ) -> None:
         formulation = TokenGroupFormulation(
-            height, width, person_place, garment_place, attention, keep_known, noise_scale
+            height=height,
+            width=width,
+            person_place=person_place,
+            garment_place=garment_place,
+            attention=attention,
+            keep_known=keep_known,
+            noise_scale=noise_scale,
+            guidance=guidance,
+            training_guidance=training_guidance,
+            condition_guidance=condition_guidance,
         )
         super().__init__(backbone, objective, formulation, autoencoder, drop_garment, prompt, steps, **kwargs)
         unknown = sorted(set(adapters) - set(GROUPS))
@@ -248,11 +264,25 @@ class TokenGroupTryOn(VirtualTryOn):
                 f"--model.adapters: {unknown[0]!r} is no group of tokens; there are {', '.join(GROUPS)}"
             )
         self.group_adapters = dict(adapters)
+        network = self._network[0]
+        if (
+            isinstance(network, PretrainedTransformer)
+            and attention != "independent"
+            and not can_join(network)
+        ):
+            raise PolyditError(
+                f"--model.attention {attention}: groups of {type(network.transformer).__name__} that see each other "
+                "cannot have times and adapters of their own; use independent, or the transformer of a FLUX folder"
+            )
 
     @property
     def acting(self) -> dict[str, str]:
         """Group -> name of the LoRA on its tokens: its own."""
         return {group: group for group in self.group_adapters}
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The network's raw answer, with the guidance of training."""
+        return self.ask(x_t, timestep, condition, self.acting, training=True)
 
     def prepare(self) -> None:
         """Freeze the backbone and add the LoRAs, where there are any.

@@ -14,12 +14,18 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from diffusers.models.embeddings import CombinedTimestepGuidanceTextProjEmbeddings
 from safetensors.torch import load_file
 
 import polydit
+from polydit.core.adapters import LoraOptions
+from polydit.core.backbones.pretrained import load_transformer
 from polydit.core.cli import main
 from polydit.core.conditioning import FixedText
+from polydit.core.diffusion import Objective, Shifted
+from polydit.core.errors import PolyditError
 from polydit.core.training.checkpoints import read_checkpoint
+from polydit.tasks.virtual_try_on.model import TokenGroupTryOn
 
 transformers = pytest.importorskip("transformers")
 
@@ -169,3 +175,66 @@ def test_the_word_is_embedded_as_flux_does_it(folders):
     torch.testing.assert_close(mine["encoder_hidden_states"][:1], hidden)
     torch.testing.assert_close(mine["pooled_projections"][:1], pooled)
     assert not torch.equal(mine["pooled_projections"][0], mine["pooled_projections"][1])
+
+
+def try_on(folders, family="flux", kind=TokenGroupTryOn, **options):
+    """A module over a tiny folder, with a LoRA for each condition that is not at zero."""
+    torch.manual_seed(0)
+    targets = [r"(single_)?transformer_blocks\.\d+\..*(to_[qkv]|proj_mlp|linear)"]
+    adapters = {name: LoraOptions(2, targets=targets) for name in ("person", "garment")}
+    settings = {"adapters": adapters, "height": 32, "width": 24, **options}
+    if family == "sd3":
+        settings["garment_place"] = "shared"
+    objective = Objective(prediction="velocity", timesteps=Shifted(shift=3.0))
+    return kind(load_transformer(str(folders / family)), objective=objective, **settings)
+
+
+def some_batch():
+    generator = torch.Generator().manual_seed(0)
+    person, garment = (torch.rand(2, 3, 32, 24, generator=generator) * 2 - 1 for _ in range(2))
+    mask = torch.zeros(2, 1, 32, 24)
+    mask[..., 8:24, 6:18] = 1
+    return {"person": person, "garment": garment, "mask": mask}
+
+
+@pytest.fixture
+def scales(monkeypatch):
+    """The guidance that FLUX embeds, one entry for each time it does."""
+    seen = []
+    original = CombinedTimestepGuidanceTextProjEmbeddings.forward
+
+    def forward(self, timestep, guidance, pooled):
+        seen.append(guidance[0].item() / 1000)
+        return original(self, timestep, guidance, pooled)
+
+    monkeypatch.setattr(CombinedTimestepGuidanceTextProjEmbeddings, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["independent", "separate", "full"])
+def test_guidance_of_each_group_of_flux(folders, scales, attention):
+    module = try_on(folders, attention=attention)
+    module.prepare()
+    batch = some_batch()
+    terms, _ = module.train().losses(batch)
+    sum(terms.values()).backward()
+    assert scales == [1, 1, 1]
+    assert any(p.grad is not None and "lora_B.garment" in name for name, p in module.named_parameters())
+    pipe = module.eval().build_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    scales.clear()
+    answer = pipe.generate(**batch, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert answer.isfinite().all()
+    assert sorted(scales) == ([1, 1, 3.5, 3.5] if attention == "independent" else [1, 1, 1, 1, 3.5, 3.5])
+    scales.clear()
+    other = try_on(folders, attention=attention, guidance=5, training_guidance=2, condition_guidance=0.5)
+    other.prepare()
+    other.train().losses(batch)
+    assert sorted(scales) == [0.5, 0.5, 2]
+
+
+def test_what_cannot_be_attended_to_or_is_no_guidance_is_said_at_once(folders):
+    with pytest.raises(PolyditError, match="attention separate: groups of SD3Transformer2DModel"):
+        try_on(folders, "sd3", attention="separate")
+    with pytest.raises(PolyditError, match="guidance inf: a scale"):
+        try_on(folders, guidance=float("inf"))

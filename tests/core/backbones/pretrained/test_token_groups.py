@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from polydit.core.adapters import LoraOptions, count_trainable, inject_group, load_group_lora, save_lora
 from polydit.core.backbones.pretrained import adapt_transformer
 from polydit.core.backbones.pretrained.hooks import answering
-from polydit.core.conditioning import KeyValueCache, Position, TokenGroup, forward_groups, only_itself
+from polydit.core.conditioning import (
+    KeyValueCache,
+    Position,
+    TokenGroup,
+    forward_groups,
+    only_itself,
+    pretrained_groups,
+    separate,
+)
+from polydit.core.conditioning.token_groups import allowed_table
 
 HIDDEN = {"target": ("target", "text"), "garment": ("garment",)}
 
@@ -294,6 +303,117 @@ def test_times_of_their_own_in_one_sequence(families, name):
         assert not torch.allclose(found, together(adapter, x, x, position, t, condition)["target"], atol=1e-4)
 
 
+# -- ... each with its own time, guidance and adapter: FLUX ------------------------------------------------------
+
+
+@pytest.fixture
+def joint(families):
+    """FLUX with guidance and random adapters everywhere; a target, a person and a garment that differ in all."""
+    family = families["flux"]
+    adapter = adapt_transformer(family.build(guidance_embeds=True))
+    x, t, condition = family.inputs()
+    adapter.transformer.requires_grad_(False)
+    layers = [
+        r"(?!pos_embed).*(to_[qkv]|to_out\.0|linear|net\.2|proj_mlp|proj_out|context_embedder|add_[qkv]_proj)"
+    ]
+    for name in ("target", "person", "garment"):
+        inject_group(adapter.transformer, LoraOptions(rank=2, targets=layers), name)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=generator)
+    person, garment = (torch.randn(x.shape, generator=generator) for _ in range(2))
+    groups = [
+        TokenGroup("target", x, timestep=t, adapter="target", guidance=3.5),
+        TokenGroup("person", person, adapter="person", guidance=1.0),
+        TokenGroup("garment", garment, timestep=t * 0 + 100, position=Position.beside(adapter.grid_of(x)),
+                   adapter="garment", guidance=2.0, type_embedding=torch.randn(32, generator=generator)),
+    ]  # fmt: skip
+    return adapter, groups, condition
+
+
+def test_one_sequence_where_conditions_see_themselves_only_is_the_runs_in_turn(joint):
+    adapter, groups, condition = joint
+    looks = only_itself("person", "garment")
+    table = allowed_table(["target", "person", "garment", "text"], looks)
+    with torch.no_grad():
+        expected = forward_groups(adapter, groups, looks, **condition)["target"]
+        found = pretrained_groups._jointly(adapter, groups, table, 0, condition)["target"]
+        free = forward_groups(adapter, groups, None, **condition)["target"]
+        apart = forward_groups(
+            adapter,
+            groups,
+            separate(["target", "person", "garment", "text"], ["person", "garment"]),
+            **condition,
+        )["target"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, other in ((free, expected), (apart, expected), (apart, free)):
+        assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_one_sequence_of_groups_that_share_all_is_the_plain_model(joint):
+    adapter, groups, condition = joint
+    with torch.no_grad():
+        for group in groups:
+            group.adapter, group.guidance, group.timestep = None, None, groups[0].timestep
+            group.type_embedding = torch.zeros(32)  # keeps it from being run as the plain model
+        names = [group.name for group in groups]
+        found = forward_groups(adapter, groups, None, names, **condition)
+        latents = torch.cat([group.picture for group in groups], dim=2)
+        ids = torch.cat([group.position.ids(adapter.grid_of(group.picture)) for group in groups])
+        whole = adapter(latents, groups[0].timestep, **condition, position_ids=ids).sample
+    torch.testing.assert_close(torch.cat([found[name] for name in names], dim=2), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_each_group_of_one_sequence_has_its_own_adapter_time_and_guidance(joint):
+    adapter, groups, condition = joint
+
+    def answer():
+        with torch.no_grad():
+            return forward_groups(adapter, groups, None, **condition)["target"]
+
+    before = answer()
+    for group in groups:
+        for attribute, other in (("adapter", None), ("guidance", 30.0), ("timestep", 900.0)):
+            kept = getattr(group, attribute)
+            setattr(group, attribute, other)
+            assert not torch.allclose(answer(), before, atol=1e-5), (group.name, attribute)
+            setattr(group, attribute, kept)
+    assert torch.equal(answer(), before)
+    assert not any("forward" in vars(module) for module in adapter.transformer.modules())
+
+
+def test_gradients_of_one_sequence_survive_checkpointing(joint):
+    adapter, groups, condition = joint
+
+    def gradients():
+        adapter.zero_grad()
+        forward_groups(adapter, groups, None, **condition)["target"].square().mean().backward()
+        return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    for name in ("target", "person", "garment"):
+        assert any(f"lora_A.{name}" in key for key in expected)
+    adapter.enable_gradient_checkpointing()
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_reads_its_own_guidance(joint):
+    """The scales that the network embeds when the groups are run in turn."""
+    adapter, groups, condition = joint
+    seen = []
+    inner = adapter.transformer.time_text_embed
+    with torch.no_grad():
+        handle = inner.register_forward_pre_hook(lambda _, args: seen.append(args[1].tolist()))
+        forward_groups(adapter, groups, only_itself("person", "garment"), **condition)
+        handle.remove()
+    assert seen == [[1000, 1000], [2000, 2000], [3500, 3500]]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -303,7 +423,8 @@ def test_times_of_their_own_in_one_sequence(families, name):
         ("dit", {"position": Position.beside((4, 4))}, "takes square latents"),
         ("wan", {"position": Position(group=1.0)}, "has no group axis"),
         ("cogvideox", {"time": 3}, "one timestep for all tokens of a sequence"),
-        ("flux", {"adapter": "other"}, "no adapter or type embedding of its own"),
+        ("ltx", {"adapter": "other"}, "no adapter or type embedding of its own"),
+        ("flux", {"time": 3, "residuals": {"other": [None] * 4}}, "all must look at all, without residuals"),
         ("flux", {"looks": {"third": ()}}, "the groups are target, other, text"),
         ("ltx", {"looks": {"other": ("target",)}}, "all must look at all, without residuals"),
         ("flux", {"narrow": True}, "along height, all else the same"),
