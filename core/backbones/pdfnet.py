@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..errors import PolyditError
-from .pdfnet_fusion import Fusion, Sizes, conv_norm, resized, to_tiles
+from .pdfnet_fusion import Fusion, Sizes, check_square, conv_norm, resized, to_tiles
 from .swin import SwinEncoder
 
 __all__ = ["ConvEncoder", "PDFNet", "PDFNetOutput", "depth_edges", "normalized"]
@@ -161,13 +161,15 @@ class PDFNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             return_dict: whether to return a :class:`PDFNetOutput` or a tuple.
 
         Raises:
-            PolyditError: the two do not fit, or the size does not.
+            PolyditError: the two do not fit, or the size does not; or it is no square, with ``released_quirks``.
         """
         batch, _, height, width = picture.shape
         if depth.shape != (batch, 1, height, width):
             raise PolyditError(
                 f"depth {tuple(depth.shape)}: must be {(batch, 1, height, width)}, as the picture; resize it"
             )
+        if self.released_quirks:
+            check_square(height, width)
         if height % self.multiple or width % self.multiple:
             raise PolyditError(
                 f"picture of {width}x{height}: its sides must be multiples of {self.multiple}; resize it"

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import PolyditError
+
 __all__ = [
     "CrossAttentionUnit",
     "Fusion",
     "Sizes",
     "boundary_and_integrity",
+    "check_square",
     "conv_norm",
     "resized",
     "to_tiles",
@@ -71,8 +74,13 @@ def boundary_and_integrity(logits: Tensor, released_quirks: bool = False) -> tup
     Args:
         logits: of the mask, (B, 1, h, w).
         released_quirks: the window has an eighth of the size (plus one if that is even); where it is odd, the released
-            code forgets the threshold, and everywhere it takes the sigmoid twice.
+            code forgets the threshold, and everywhere it takes the sigmoid twice. It takes squares only.
+
+    Raises:
+        PolyditError: the logits are no square, and ``released_quirks`` is set.
     """
+    if released_quirks:
+        check_square(*logits.shape[-2:])
     probability = logits.sigmoid()
     values = probability.sigmoid() if released_quirks else probability
     eighths = (logits.shape[-2] // 8, logits.shape[-1] // 8)
@@ -83,6 +91,18 @@ def boundary_and_integrity(logits: Tensor, released_quirks: bool = False) -> tup
     if even or not released_quirks:
         boundary = (boundary > OUTLINE).to(boundary.dtype)
     return boundary, F.relu(probability - boundary)
+
+
+def check_square(height: int, width: int) -> None:
+    """What the released network asks of its pictures, and with them of all its maps.
+
+    Raises:
+        PolyditError: it is no square.
+    """
+    if height != width:
+        raise PolyditError(
+            f"a picture of {width}x{height}: the released PDFNet takes squares only; resize it to a square"
+        )
 
 
 class CrossAttention(nn.Module):

@@ -246,6 +246,15 @@ def test_sizes_are_checked(picture, depth, says):
         small()(torch.rand(1, 3, *picture), torch.rand(1, 1, *depth))
 
 
+def test_released_networks_take_squares_and_ours_any_shape():
+    picture, depth = torch.rand(1, 3, 64, 128), torch.rand(1, 1, 64, 128)
+    assert small()(picture, depth).sample.shape == depth.shape
+    with pytest.raises(PolyditError, match="128x64: the released PDFNet takes squares only"):
+        small(released_quirks=True)(picture, depth)
+    with pytest.raises(PolyditError, match="squares only"):
+        boundary_and_integrity(depth, released_quirks=True)
+
+
 def test_kinds_are_checked():
     with pytest.raises(PolyditError, match="swin or conv"):
         PDFNet(encoder="resnet")
