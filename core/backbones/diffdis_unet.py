@@ -18,9 +18,11 @@ from diffusers.models.attention import Attention, BasicTransformerBlock
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
+from ..errors import PolyditError
 from .embedding import widened
+from .official import load_matching
 from .pretrained.hooks import answering
-from .sd_unet import SD21, build_from_official, start_from
+from .sd_unet import SD21, build_from_official, part_arguments, start_from
 from .variant import extends
 
 __all__ = ["DBIABlock", "DiffdisUNet", "diffdis_from_official", "diffdis_to_official", "half_labels"]
@@ -34,15 +36,22 @@ def half_labels(batch: int) -> Tensor:
     return torch.cat([label.sin(), label.cos()], dim=1).repeat_interleave(batch, dim=0)
 
 
-class DBIABlock(BasicTransformerBlock):
-    """A transformer block with detail-balancing interactive attention behind its self-attention.
+class HalvesAttention(Attention):
+    """Attention in which the tokens of each half of the batch look at the other half's only."""
 
-    In ``attn3`` the tokens of each half of the batch look at the other half's only.
-    """
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """(2B, N, D), masks then edges -> (2B, N, D)."""
+        others = hidden_states.roll(len(hidden_states) // 2, dims=0)
+        answer: Tensor = super().forward(hidden_states, encoder_hidden_states=others, **kwargs)
+        return answer
+
+
+class DBIABlock(BasicTransformerBlock):
+    """A transformer block with detail-balancing interactive attention, ``attn3``, behind its self-attention."""
 
     def __init__(self, dim: int, num_attention_heads: int, attention_head_dim: int, **kwargs: Any) -> None:
         super().__init__(dim, num_attention_heads, attention_head_dim, **kwargs)
-        self.attn3 = Attention(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim)
+        self.attn3 = HalvesAttention(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim)
         self.norm2_ = nn.LayerNorm(dim)
         self.reset_exchange()
 
@@ -50,11 +59,6 @@ class DBIABlock(BasicTransformerBlock):
         """Start as a copy of the self-attention and its norm."""
         self.attn3.load_state_dict(self.attn1.state_dict())
         self.norm2_.load_state_dict(self.norm1.state_dict())
-
-    def exchange(self, hidden_states: Tensor) -> Tensor:
-        """(2B, N, D), masks then edges -> what ``attn3`` answers."""
-        half = len(hidden_states) // 2
-        return self.attn3(hidden_states, encoder_hidden_states=hidden_states.roll(half, dims=0))
 
     def forward(
         self,
@@ -66,7 +70,7 @@ class DBIABlock(BasicTransformerBlock):
     ) -> Tensor:
         """As diffusers' block with layer norms, and the exchange between its two attentions."""
         hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask=attention_mask)
-        hidden_states = hidden_states + self.exchange(self.norm2_(hidden_states))
+        hidden_states = hidden_states + self.attn3(self.norm2_(hidden_states))
         hidden_states = hidden_states + self.attn2(
             self.norm2(hidden_states),
             encoder_hidden_states=encoder_hidden_states,
@@ -200,19 +204,29 @@ def _zero_conv(width: int) -> nn.Conv2d:
     return conv
 
 
-def diffdis_from_official(state_dict: dict[str, Tensor], mode: str = "DBIA", **config: Any) -> DiffdisUNet:
-    """The model of the released file, 912,924,804 parameters.
+def diffdis_from_official(
+    state_dict: dict[str, Tensor], mode: str = "DBIA", **config: Any
+) -> DiffdisUNet | DBIABlock:
+    """The model of the released file, 912,924,804 parameters, or a block with the exchange where ``dim`` is given.
 
     Args:
         state_dict: its tensors.
         mode: the official name of the exchange, the only one that was published.
-        **config: arguments of :class:`DiffdisUNet`.
+        **config: arguments of :class:`DiffdisUNet`; or of a block: ``dim``, ``heads``, ``head_dim``,
+            ``cross_attention_dim``.
+
+    Raises:
+        PolyditError: unknown arguments, or names or shapes that do not fit.
     """
     if mode != "DBIA":
-        raise ValueError(f"mode {mode!r}: DiffDIS was published with 'DBIA'")
+        raise PolyditError(f"mode {mode!r}: DiffDIS was published with 'DBIA'; leave it out")
+    if "dim" in config:
+        given = part_arguments("diffdis", config, ("dim", "heads", "head_dim"), ("cross_attention_dim",))
+        block = DBIABlock(*given[:3], cross_attention_dim=given[3])
+        return load_matching(block, state_dict, "diffdis")
     return build_from_official("diffdis", DiffdisUNet, state_dict, config)
 
 
-def diffdis_to_official(model: DiffdisUNet) -> dict[str, Tensor]:
+def diffdis_to_official(model: DiffdisUNet | DBIABlock) -> dict[str, Tensor]:
     """Official names, which are ours."""
     return dict(model.state_dict())

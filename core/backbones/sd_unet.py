@@ -6,7 +6,7 @@ The networks stay diffusers' ``UNet2DConditionModel``; a variant adds modules an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import PolyditError
 from .official import load_matching
 
-__all__ = ["SD21", "build_from_official", "read_config", "start_from"]
+__all__ = ["SD21", "build_from_official", "part_arguments", "read_config", "start_from"]
 
 SD21: dict[str, Any] = {
     "sample_size": 64,
@@ -121,6 +121,22 @@ def build_from_official(
         if isinstance(module, nn.BatchNorm2d)
     }
     return load_matching(model, {**counters, **state_dict}, system, assign=True)
+
+
+def part_arguments(
+    system: str, config: Mapping[str, Any], needed: Sequence[str], optional: Sequence[str] = ()
+) -> list[Any]:
+    """The arguments of a part of an official network, in this order; None for optional ones that are not given.
+
+    Raises:
+        PolyditError: one is missing or unknown.
+    """
+    if unknown := [name for name in config if name not in (*needed, *optional)]:
+        known = ", ".join((*needed, *optional))
+        raise PolyditError(f"{system} has no argument {unknown[0]!r} beside {needed[0]!r}; it takes {known}")
+    if missing := [name for name in needed if name not in config]:
+        raise PolyditError(f"{system} with {needed[0]!r} also needs {missing[0]!r}; give it")
+    return [config.get(name) for name in (*needed, *optional)]
 
 
 def _no_unet(source: Any, error: Exception) -> PolyditError:

@@ -65,6 +65,69 @@ def test_diffews_reference_vectors():
     assert all(torch.equal(again[name], value.float()) for name, value in weights.items())
 
 
+def test_diffews_answers_the_released_calls():
+    config, close, weights, given, expected = read("diffews", "unet")
+    model = load_official("diffews", weights, **config)
+    t, text = torch.tensor(1), given["text"]
+
+    def check(x, name, **options):
+        with torch.no_grad():
+            found = model(x, t, text.repeat(len(x), 1, 1), **options).sample
+        torch.testing.assert_close(found, expected[f"{name}.sample"], **close)
+
+    check(given["query"], "query_alone")
+    check(given["support"], "support_pass", is_target=False)
+    check(given["query"], "query_pass")
+    check(given["query"], "query_pass", is_target=True)
+    model.clear_attn_bank()
+    check(given["query"], "query_alone")
+    model(given["support"][::3], t, text.repeat(2, 1, 1), is_target=False)
+    check(given["query"], "query_pass_first_shot_only")
+    with pytest.raises(PolyditError, match="2 supports, which is not as many for each of 3 queries"):
+        model(given["query"][:1].repeat(3, 1, 1, 1), t, text.repeat(3, 1, 1))
+
+
+def test_the_bank_of_the_released_calls_passes_gradients_and_refuses_checkpointing():
+    torch.manual_seed(0)
+    model = DiffewsUNet(**TINY)
+    support = torch.randn(1, 8, 8, 8, requires_grad=True)
+    text = torch.randn(1, 2, 12)
+    model(support, 1, text, is_target=False)
+    model(torch.randn(1, 4, 8, 8), 1, text).sample.sum().backward()
+    assert support.grad.abs().max() > 0
+    model.enable_gradient_checkpointing()
+    with pytest.raises(PolyditError, match=r"train with polydit\.core\.conditioning\.KeyValueBank"):
+        model(torch.randn(1, 4, 8, 8), 1, text)
+    model.clear_attn_bank()
+    model(torch.randn(1, 4, 8, 8), 1, text)
+
+
+def test_an_attention_of_diffews_answers_the_released_calls():
+    config, close, weights, given, expected = read("diffews", "kv_fusion_attention")
+    attention = load_official("diffews", weights, **config)
+    with torch.no_grad():
+        for name in ("one_shot", "n_shot"):
+            support = attention(given[f"support_{name}"], is_target=False)
+            torch.testing.assert_close(support, expected[f"{name}.support"], **close)
+            torch.testing.assert_close(attention(given["query"]), expected[f"{name}.query"], **close)
+            attention.clear_bank()
+        torch.testing.assert_close(attention(given["query"]), expected["no_support.query"], **close)
+    assert save_official("diffews", attention).keys() == weights.keys()
+
+
+def test_parts_of_official_networks_name_what_is_wrong():
+    with pytest.raises(
+        PolyditError, match="diffdis has no argument 'width' beside 'dim'; it takes dim, heads"
+    ):
+        load_official("diffdis", {}, dim=8, heads=2, head_dim=4, width=3)
+    with pytest.raises(PolyditError, match="diffews with 'query_dim' also needs 'dim_head'"):
+        load_official("diffews", {}, query_dim=8, heads=2)
+    with pytest.raises(PolyditError, match="does not fit its configuration: missing"):
+        load_official("diffews", {}, query_dim=8, heads=2, dim_head=4)
+    with pytest.raises(PolyditError, match="mode 'swap': DiffDIS was published with 'DBIA'"):
+        load_official("diffdis", {}, mode="swap")
+
+
 def test_key_value_fusion_reference_vectors():
     config, close, weights, given, expected = read("diffews", "kv_fusion_attention")
 
@@ -127,16 +190,14 @@ def test_diffdis_reference_vectors():
 
 def test_interactive_attention_reference_vectors():
     config, close, weights, given, expected = read("diffdis", "dbia_block")
-    block = DBIABlock(
-        config["dim"], config["heads"], config["head_dim"], cross_attention_dim=config["cross_attention_dim"]
-    )
-    block.load_state_dict({name: value.float() for name, value in weights.items()})
-    block.eval()
+    block = load_official("diffdis", weights, **config)
+    assert isinstance(block, DBIABlock)
     with torch.no_grad():
-        torch.testing.assert_close(block.exchange(given["x"]), expected["attn3_dbia"], **close)
+        torch.testing.assert_close(block.attn3(given["x"]), expected["attn3_dbia"], **close)
         torch.testing.assert_close(
             block(given["x"], encoder_hidden_states=given["text"]), expected["block"], **close
         )
+    assert save_official("diffdis", block).keys() == weights.keys()
 
 
 def test_published_sizes():
