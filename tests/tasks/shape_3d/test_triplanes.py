@@ -12,7 +12,8 @@ from polydit.core.autoencoders.triplane import TriplaneVAE
 from polydit.core.backbones.d3d_dit import D3DDiT
 from polydit.core.diffusion import DiscretePath, Objective
 from polydit.core.errors import PolyditError
-from polydit.core.geometry.surfaces import surface_of_query
+from polydit.core.geometry.primitives import Placed, Union, box
+from polydit.core.geometry.surfaces import grid_points, query_cells, surface_of_field, surface_of_query
 from polydit.tasks.shape_3d.conditions import PictureEncoder, TransformersEncoder, token_shapes
 from polydit.tasks.shape_3d.pictures import object_mask, prepare_picture
 from polydit.tasks.shape_3d.procedural import make_shape
@@ -160,6 +161,64 @@ def test_the_autoencoder_learns_solids():
     assert isinstance(pipe, TriplanePipeline)
 
 
+@pytest.mark.parametrize("band", [0.0, 1 / 16, 0.2])
+def test_labels_of_the_loss_fall_across_the_band(band):
+    """Of a head that answers the same everywhere, against the closed form: softplus(c) - c * label."""
+    vae = TriplaneVAE(**VAE).eval()
+    answer = 0.7
+    with torch.no_grad():
+        vae.head.net[-1].weight.zero_()
+        vae.head.net[-1].bias.fill_(answer)
+    module = TriplaneCodec(vae, band=band, near_weight=2.0, kl_weight=0.0).eval()
+    batch = solids(0, count=2)
+    distances = batch["distances"].numpy()
+    labels = np.clip(0.5 - distances / (2 * band), 0, 1) if band else (distances < 0).astype(float)
+    losses = np.log1p(np.exp(answer)) - answer * labels
+    terms, _ = module.losses(batch)
+    half = distances.shape[1] // 2
+    assert float(terms["objective"].detach()) == pytest.approx(losses[:, :half].mean(), rel=1e-5)
+    assert float(terms["near"].detach()) == pytest.approx(2 * losses[:, half:].mean(), rel=1e-5)
+
+
+def fitted_plate(plate, band, resolution):
+    """Logits at the corners of a grid, of a tiny autoencoder that was trained on nothing but a plate."""
+    torch.manual_seed(0)
+    draw = np.random.default_rng(0)
+    module = TriplaneCodec(TriplaneVAE(**VAE), band=band, kl_weight=0.0).eval()
+    optimizer = torch.optim.Adam(module.parameters())
+    count, rate = 200, 6e-3
+    for number in range(count):
+        surface, normals = plate.sample(128, draw)
+        near = plate.sample(512, draw)[0] + draw.normal(size=(512, 3)) * 0.05
+        asked = np.concatenate([draw.uniform(-1, 1, (512, 3)), near])
+        values = {"points": surface, "normals": normals, "queries": asked, "distances": plate.distance(asked)}
+        terms, _ = module.losses({name: torch.from_numpy(v).float()[None] for name, v in values.items()})
+        optimizer.param_groups[0]["lr"] = rate * (1 - number / count)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+    cloud = [torch.from_numpy(value).float()[None] for value in plate.sample(128, draw)]
+    with torch.no_grad():
+        planes = module.backbone.planes(module.backbone.moments(*cloud)[0])
+        places = torch.from_numpy(grid_points(resolution)).float()[None]
+        return module.backbone.query(planes, places)[0].numpy().reshape((resolution + 1,) * 3)
+
+
+def test_training_with_a_band_keeps_a_plate_thinner_than_a_cell_and_hard_labels_lose_it():
+    resolution, level = 32, float(np.log(0.3 / 0.7))
+    # 0.03 thick, in the middle between corners that are 0.0625 apart.
+    plate = Union([Placed(box(1.4, 0.03, 1.4), np.array([0.0, 1 / resolution, 0.0]))])
+    corners = grid_points(resolution)
+    assert plate.distance(corners).min() > 0.016  # no corner is inside
+    on_plate = (abs(corners.reshape(*[resolution + 1] * 3, 3)[:, 0][..., [0, 2]]) < 0.65).all(-1)
+    soft, hard = (fitted_plate(plate, band, resolution) for band in (2 / resolution, 0.0))
+    assert (soft.max(1) > level)[on_plate].mean() > 0.95
+    assert (hard.max(1) > level)[on_plate].mean() < 0.05
+    mesh = surface_of_field(soft, level)
+    np.testing.assert_allclose(mesh.bounds[:, 1], [-0.01, 0.07], atol=0.02)
+    assert surface_of_field(hard, level).volume < 0.05 * mesh.volume
+
+
 def test_the_latents_scale_is_saved_with_the_weights(tmp_path):
     vae = TriplaneVAE(**VAE)
     vae.scaling.copy_(torch.tensor([2.0, 0.25]))
@@ -300,6 +359,7 @@ def test_slabs_and_a_coarse_grid_change_nothing_and_ask_less():
     assert parts.is_watertight
     assert len(parts.faces) == len(whole.faces)
     assert parts.volume == pytest.approx(whole.volume, rel=1e-4)
+    assert [query_cells(n) for n in (48, 64, 65, 100, 500)] == [48, 64, 66, 100, 504]
     touching = surface_of_query(lambda p: np.ones(len(p)), 48, coarse=16)
     assert touching.is_watertight
     assert touching.volume == pytest.approx(8)
