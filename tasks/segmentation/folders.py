@@ -43,10 +43,13 @@ LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": ("UHRSD-TR", "UHRSD_TR_2K", "UHRSD_TR"),
         "test": ("UHRSD-TE", "UHRSD_TE_2K", "UHRSD_TE"),
     },
-    "cod10k": {"train": ("TrainDataset", "Train"), "test": ("TestDataset/COD10K", "TestDataset", "Test")},
+    "cod10k": {"train": ("TrainDataset", "Train"), "test": ("TestDataset", "Test")},
     "folders": {"train": (".", "train"), "val": ("val",), "test": ("test",)},
 }
 """Data set -> split -> where it may lie, relative to the root. All that are there are read."""
+
+SETS = {"cod10k": "COD10K"}
+"""Data set -> its folder where others, such as CAMO and NC4K, lie beside it; without an entry all are read."""
 
 EDGE_THRESHOLD = 6
 """Of 255: where a grey mask changes by this much within five pixels, the edge target is set; published."""
@@ -198,7 +201,7 @@ def find_layout(
         found = [
             (part / pictures, part / masks, _beside(part, masks))
             for place in LAYOUTS[name].get(split, ())
-            for part in _with_sets(root / place)
+            for part in ([root] if place == "." else _with_sets(root / place, SETS.get(name)))
             for pictures, masks in PAIRS
             if (part / pictures).is_dir() and (part / masks).is_dir()
         ]
@@ -215,15 +218,12 @@ def _beside(part: Path, masks: str) -> Path | None:
     return edges if edges.is_dir() else None
 
 
-def _with_sets(place: Path) -> list[Path]:
-    """The folder itself and those one level down: test sets lie beside each other."""
+def _with_sets(place: Path, only: str | None = None) -> list[Path]:
+    """The folder itself and those one level down, or the one of this name: test sets lie beside each other."""
     if not place.is_dir():
         return []
-    return (
-        [place, *sorted(child for child in place.iterdir() if child.is_dir())]
-        if place.name != "."
-        else [place]
-    )
+    beside = sorted(child for child in place.iterdir() if child.is_dir() and only in (None, child.name))
+    return [place, *beside]
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

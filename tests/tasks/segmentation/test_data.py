@@ -82,7 +82,8 @@ def test_masks_of_every_mode_are_read_alike(tmp_path, mode):
         ("dis5k", "val", ("DIS-VD/images", "DIS-VD/masks")),
         ("hrsod", "train", ("HRSOD-TR/image", "HRSOD-TR/mask")),
         ("cod10k", "train", ("TrainDataset/Imgs", "TrainDataset/GT")),
-        ("cod10k", "test", ("TestDataset/CAMO/Imgs", "TestDataset/CAMO/GT")),
+        ("cod10k", "test", ("TestDataset/COD10K/Imgs", "TestDataset/COD10K/GT")),
+        ("cod10k", "test", ("TestDataset/Imgs", "TestDataset/GT")),
         ("cod10k", "train", ("Train/Image", "Train/GT_Object")),
         ("folders", "train", ("images", "masks")),
     ],
@@ -94,6 +95,24 @@ def test_layouts_of_the_data_sets(tmp_path, layout, split, place):
         ((pictures, masks, edges),) = find_layout(tmp_path, name, split)
         assert (pictures, masks, edges) == (tmp_path / place[0], tmp_path / place[1], None)
     assert len(MaskFolder(pictures, masks)) == 2
+
+
+def test_cod10k_is_read_once_and_without_its_neighbours(tmp_path):
+    for name in ("CAMO", "COD10K", "NC4K"):
+        write(tmp_path / "TestDataset" / name / "Imgs", "ab", ".jpg")
+        write(tmp_path / "TestDataset" / name / "GT", "ab", ".png", "L")
+    for layout in ("cod10k", "auto"):
+        ((pictures, _, _),) = find_layout(tmp_path, layout, "test")
+        assert pictures == tmp_path / "TestDataset" / "COD10K" / "Imgs"
+
+
+def test_splits_of_plain_folders_are_read_once_each(tmp_path):
+    for split in ("train", "val", "test"):
+        write(tmp_path / split / "images", "ab", ".jpg")
+        write(tmp_path / split / "masks", "ab", ".png", "L")
+    for split in ("train", "val", "test"):
+        ((pictures, _, _),) = find_layout(tmp_path, "folders", split)
+        assert pictures == tmp_path / split / "images"
 
 
 def test_edges_of_the_data_set_are_used_where_it_has_them(tmp_path):
