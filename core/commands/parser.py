@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,12 @@ def reader(option: Option) -> Callable[[str], Any]:
             result = read(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if option.type == "float" and not math.isfinite(result):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if option.choices is not None and result not in option.choices:
             words = [str(choice) for choice in option.choices]
             raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(words)}{nearest(text, words)}")
-        # `not >=` refuses NaN too.
-        if option.minimum is not None and not result >= option.minimum:
+        if option.minimum is not None and result < option.minimum:
             raise argparse.ArgumentTypeError(f"{text} is less than {option.minimum:g}")
         return result
 

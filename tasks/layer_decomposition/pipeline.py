@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ...core.alpha import area_resize, fill_smoothly, recompose, solve_layers, split
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
-from ...core.data.images import read_image, to_uint8
+from ...core.data.images import ImageInfo, read_image, to_uint8
 from ...core.data.masks import Box, bounding_box
+from ...core.data.pillow import from_pillow
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
@@ -326,32 +327,35 @@ def _bytes(values: Tensor) -> NDArray[np.uint8]:
 
 def to_array(picture: Picture) -> NDArray[np.uint8]:
     """A PIL picture, a file or an array as (H, W, 3) uint8; what is transparent is shown over white."""
-    if isinstance(picture, str | Path):
-        return to_uint8(read_image(picture)[0])
-    if isinstance(picture, Image.Image) and picture.mode in ("RGBA", "LA", "P"):
-        over_white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(over_white, picture.convert("RGBA"))
-    array = np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+    if isinstance(picture, str | Path | Image.Image):
+        return to_uint8(_read(picture)[0])
+    array = np.array(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise PolyditError(f"picture of shape {array.shape} and type {array.dtype}: give (H, W, 3) uint8")
     return array
 
 
 def to_mask(mask: Picture) -> NDArray[np.float32]:
-    """A mask, white on black, as (H, W) float32 in [0, 1]; of a picture with transparency, its alpha."""
-    if isinstance(mask, str | Path):
-        pixels, info = read_image(mask)
+    """A mask, white on black, as (H, W) float32 in [0, 1]; of a picture with transparency, its alpha.
+
+    Of colours the largest channel counts. Where nothing is above 1 of 255, 1 is set.
+    """
+    if isinstance(mask, str | Path | Image.Image):
+        pixels, info = _read(mask)
         flat = info.alpha is None or info.alpha.min() == info.alpha.max()
-        values = to_uint8(pixels)[..., 0] if flat else to_uint8(info.alpha)
-    elif isinstance(mask, Image.Image):
-        values = np.array(mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L"))
+        values = to_uint8(pixels).max(-1) if flat else to_uint8(info.alpha)
     else:
         values = mask
     if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
         raise PolyditError(
             f"mask of shape {values.shape} and type {values.dtype}: give (H, W), uint8 or bool"
         )
-    return (values.astype(np.float32) / (1 if values.dtype == np.bool_ else 255)).astype(np.float32)
+    counted = values.dtype == np.bool_ or values.max(initial=0) == 1
+    return (values.astype(np.float32) / (1 if counted else 255)).astype(np.float32)
+
+
+def _read(picture: Image.Image | str | Path) -> tuple[NDArray[Any], ImageInfo]:
+    return from_pillow(picture) if isinstance(picture, Image.Image) else read_image(picture)
 
 
 def _patch(transformer: Any) -> int:

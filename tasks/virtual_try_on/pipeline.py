@@ -11,6 +11,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import KeyValueCache
 from ...core.data.images import read_image, to_uint8
 from ...core.data.masks import harden, paste_back
+from ...core.data.pillow import from_pillow
 from ...core.diffusion import Denoise, Guidance, Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
@@ -273,6 +275,11 @@ class VirtualTryOnPipeline(TaskPipeline):
         return {"mu": first + (last - first) * (tokens - low) / (high - low)}
 
 
+def _read(picture: Image.Image | str | Path) -> NDArray[np.uint8]:
+    """(H, W, 3) of a PIL picture or a file, over white."""
+    return to_uint8((from_pillow if isinstance(picture, Image.Image) else read_image)(picture)[0])  # type: ignore[operator]
+
+
 def _each(given: Any, count: int, name: str) -> list[Any]:
     listed = given if isinstance(given, list) else [given] * count
     if len(listed) != count:
@@ -281,30 +288,35 @@ def _each(given: Any, count: int, name: str) -> list[Any]:
 
 
 def to_tensor(picture: Picture) -> Tensor:
-    """A PIL picture, a file or an (H, W, 3) uint8 array as (1, 3, H, W) float32 in [-1, 1]; a tensor passes."""
-    if isinstance(picture, str | Path):
-        picture = to_uint8(read_image(picture)[0])
+    """A PIL picture, a file or an (H, W, 3) uint8 array as (1, 3, H, W) float32 in [-1, 1]; a tensor passes.
+
+    What is transparent in a picture or file is shown over white.
+    """
+    if isinstance(picture, str | Path | Image.Image):
+        picture = _read(picture)
     if isinstance(picture, Tensor):
         return (picture if picture.ndim == 4 else picture[None]).float()
-    array = np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+    array = np.array(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise PolyditError(f"picture of shape {array.shape} and type {array.dtype}: give (H, W, 3) uint8")
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def to_mask(mask: Picture, size: tuple[int, ...]) -> Tensor:
-    """A mask as (1, 1, H, W) of 0 and 1.
+def to_mask(mask: Picture | None, size: tuple[int, ...]) -> Tensor:
+    """A mask as (1, 1, H, W) of 0 and 1; of colours, the largest channel counts.
 
     Raises:
-        PolyditError: it is of another size than the person, or nothing is set.
+        PolyditError: there is none, it is of another size than the person, or nothing is set.
     """
-    if isinstance(mask, str | Path):
-        mask = to_uint8(read_image(mask)[0]).max(-1)
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
+    if mask is None:
+        raise PolyditError("mask: none was given; give a picture that is white where the garment shall go")
+    if isinstance(mask, str | Path | Image.Image):
+        mask = _read(mask).max(-1)
     values = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     if values.ndim == 3 and not isinstance(mask, Tensor):
         values = values.amax(-1)  # channels last
+    if values.dtype == torch.uint8 and values.numel() and values.max() == 1:
+        values = values.bool()  # counted, not painted
     values = harden(values.reshape(-1, *values.shape[-2:])[:1])
     if tuple(values.shape[-2:]) != size:
         raise PolyditError(

@@ -153,7 +153,7 @@ COMPLAINTS = [
     ),
     (
         ["dummy", "predict", "--input", "i", "--output", "o", "--amount", "nan"],
-        "--amount: nan is less than 0",
+        "--amount: nan is not a finite number",
     ),
     (
         ["dummy", "predict", "--input", "i", "--output", "o", "--dtype", "float"],

@@ -139,6 +139,23 @@ def test_pictures_of_any_kind(tiny, tmp_path: Path):
     assert (to_mask(tmp_path / "rgba.png") == (mask > 0)).all()
 
 
+def test_what_counts_as_a_mask(tmp_path):
+    _, mask = files(40, 56)
+    mask = np.where(mask > 127, np.uint8(255), np.uint8(0))
+    expected = to_mask(mask)
+    assert expected.max() == 1
+    green = np.zeros((*mask.shape, 3), np.uint8)
+    green[..., 1] = mask
+    opaque = np.dstack([green, np.full_like(mask, 255)])
+    forms = {"counted": mask // 255, "green": green, "opaque": opaque}
+    for name, form in forms.items():
+        Image.fromarray(form).save(tmp_path / f"{name}.png")
+        assert (to_mask(tmp_path / f"{name}.png") == expected).all(), name
+        assert (to_mask(Image.fromarray(form)) == expected).all(), name
+    assert (to_mask(mask // 255) == expected).all()
+    assert not to_mask(mask * 0).any()
+
+
 def test_what_does_not_fit_is_one_line(tiny):
     image, mask = files(40, 40)
     with pytest.raises(PolyditError, match="is 20x40 and the picture 40x40"):

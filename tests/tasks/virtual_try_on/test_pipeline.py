@@ -14,7 +14,7 @@ from polydit.core.diffusion import Parameterization, make_scheduler
 from polydit.core.errors import PolyditError
 from polydit.tasks.virtual_try_on.formulation import TokenGroupFormulation
 from polydit.tasks.virtual_try_on.framing import Frame
-from polydit.tasks.virtual_try_on.pipeline import VirtualTryOnPipeline, to_mask
+from polydit.tasks.virtual_try_on.pipeline import VirtualTryOnPipeline, to_mask, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +202,39 @@ def test_the_shift_follows_the_tokens_where_the_scheduler_asks_for_it(pipe):
         assert pipe.time_shift(torch.zeros(1, 3, 256, 256)) == {"mu": pytest.approx(1.15)}
     finally:
         pipe.scheduler = old
+
+
+def test_a_picture_opened_with_pillow_is_what_its_file_is(pictures, tmp_path):
+    _, garment, _ = pictures
+    alpha = np.zeros(garment.shape[:2], np.uint8)
+    alpha[4:16, 10:40] = 255
+    alpha[4, 10:40] = 100
+    forms = {
+        "rgba": Image.fromarray(np.dstack([garment, alpha])),
+        "la": Image.fromarray(np.dstack([garment[..., 0], alpha])),
+        "grey": Image.fromarray(garment[..., 0]),
+        "palette": Image.fromarray(garment).quantize(16),
+        "rgb": Image.fromarray(garment),
+    }
+    for name, form in forms.items():
+        form.save(tmp_path / f"{name}.png")
+        shown, read = to_tensor(form), to_tensor(tmp_path / f"{name}.png")
+        assert torch.equal(shown, read), name
+    assert (to_tensor(forms["rgba"])[0][:, alpha == 0] == 1).all()  # white paper, as in a product photograph
+    assert torch.equal(to_tensor(Image.fromarray(garment).convert("CMYK")), to_tensor(
+        np.asarray(Image.fromarray(garment).convert("CMYK").convert("RGB"))))  # fmt: skip
+
+
+def test_what_counts_as_a_mask(pictures):
+    _, _, mask = pictures
+    expected = to_mask(mask, mask.shape)
+    red = np.zeros((*mask.shape, 3), np.uint8)
+    red[..., 0] = mask
+    for form in (mask // 255, mask > 0, red, Image.fromarray(red), Image.fromarray(mask)):
+        assert torch.equal(to_mask(form, mask.shape), expected)
+
+
+def test_no_mask_is_one_line(pipe, pictures):
+    person, garment, _ = pictures
+    with pytest.raises(PolyditError, match="mask: none was given; give a picture that is white"):
+        pipe(person, garment, None)
