@@ -28,7 +28,9 @@ RUN_OPTIONS = (
         choices=("none", "zip", "ora", "psd"),
     ),
     Option("--prompt", "str", "", "for weights that read text: what the picture shows"),
-    Option("--layers", "int", 4, "for weights that take any number of layers: how many", minimum=1),
+    Option(
+        "--layers", "int", None, "for weights that take any number of layers: how many; default: 4", minimum=1
+    ),
 )
 
 EVALUATE_OPTIONS = (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ...core.data.images import read_image, to_uint8
-from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.media.layer_files import export_layers, write_layers
 from .illustration_pipeline import IllustrationLayersPipeline, as_stack
@@ -32,12 +31,7 @@ def predict_illustration(
 
     Returns:
         A JSON-ready record: files, sizes, how close the layers come to the picture, what there is to note.
-
-    Raises:
-        PolyditError: a mask was given: these weights take none.
     """
-    if getattr(options, "mask", None) is not None:
-        raise PolyditError("--mask: these weights take an illustration apart without one; leave it out")
     image, info = read_image(source)
     picture = to_uint8(image)
     notes = []

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from ...core.data.images import read_image, to_uint8
-from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.media.layer_files import export_layers, write_layers
 from .layer_stack_pipeline import LayerStackPipeline
@@ -19,6 +18,7 @@ from .layer_stack_pipeline import LayerStackPipeline
 __all__ = ["predict_stack"]
 
 STEPS = 50  # as published
+LAYERS = 4
 
 
 def predict_stack(
@@ -32,12 +32,7 @@ def predict_stack(
 
     Options: ``--layers``, ``--prompt``, ``--steps``, ``--size`` (1024 or more asks for the larger of the model's two
     resolutions), ``--export``.
-
-    Raises:
-        PolyditError: a mask was given: these weights take none.
     """
-    if getattr(options, "mask", None) is not None:
-        raise PolyditError("--mask: these weights take a picture apart without one; leave it out")
     colour, info = read_image(source, background=None)
     picture = to_uint8(colour)
     if info.alpha is not None:
@@ -45,7 +40,7 @@ def predict_stack(
     resolution = 1024 if (options.size or 0) >= 1024 else 640
     stack = pipe.decompose(
         Image.fromarray(picture),
-        layers=options.layers,
+        layers=options.layers or LAYERS,
         prompt=options.prompt,
         num_inference_steps=options.steps or STEPS,
         generator=generator,

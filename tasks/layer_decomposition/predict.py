@@ -31,6 +31,14 @@ Each writes ``<stem>_layers.json`` (the layers bottom first: name, file, role, b
 command that a picture is done.
 """
 
+USES = {
+    "LayerDecompositionPipeline": ("mask", "size", "steps"),
+    "IllustrationLayersPipeline": ("size", "steps"),
+    "TransparencyPipeline": (),
+    "LayerStackPipeline": ("size", "steps", "prompt", "layers"),
+}
+"""Class of a pipeline -> what it uses of the options that not all of them do."""
+
 
 def predict_one(
     pipe: DiffusionPipeline,
@@ -45,12 +53,15 @@ def predict_one(
         A JSON-ready record: files, sizes, settings.
 
     Raises:
-        PolyditError: the weights are of another task.
+        PolyditError: the weights are of another task, or do not use an option that was given.
     """
     name = type(pipe).__name__
     if name not in PREDICTORS:
         raise PolyditError(
             f"--weights: {name} does not decompose into layers; choose one of {', '.join(PREDICTORS)}"
         )
+    for option in sorted({option for used in USES.values() for option in used} - set(USES[name])):
+        if getattr(options, option, None) not in (None, ""):
+            raise PolyditError(f"--{option}: these weights do not use it ({name}); leave it out")
     record: dict[str, Any] = resolve(PREDICTORS[name])(pipe, source, writer, options, generator)
     return record

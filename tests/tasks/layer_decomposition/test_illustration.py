@@ -51,6 +51,7 @@ from polydit.tasks.layer_decomposition.illustration_losses import (
 from polydit.tasks.layer_decomposition.illustration_model import IllustrationLayers
 from polydit.tasks.layer_decomposition.illustration_pipeline import IllustrationLayersPipeline, as_stack
 from polydit.tasks.layer_decomposition.illustration_predict import predict_illustration
+from polydit.tasks.layer_decomposition.predict import PREDICTORS, USES, predict_one
 
 
 def cartoon(seed: int = 0, side: int = 48) -> np.ndarray:
@@ -355,8 +356,14 @@ def test_predict_writes_layers_that_make_the_composite(tmp_path):
     stack = read_layers(tmp_path / "out" / "cat_layers.json")
     composite = np.array(Image.open(tmp_path / "out" / "cat_composite.png"))
     assert np.array_equal(stack.composite(), composite)
-    with pytest.raises(PolyditError, match="--mask"):
-        predict_illustration(pipe, tmp_path / "cat.png", writer, Namespace(mask="x"), torch.Generator())
+    for option, value in (("mask", Path("x.png")), ("layers", 9), ("prompt", "a cat")):
+        with pytest.raises(PolyditError, match=f"--{option}: these weights do not use it"):
+            predict_one(pipe, tmp_path / "cat.png", writer, Namespace(**{option: value}), torch.Generator())
+
+
+def test_every_kind_of_weights_says_which_options_it_uses():
+    assert USES.keys() == PREDICTORS.keys()
+    assert {name for used in USES.values() for name in used} >= {"mask", "size", "layers", "prompt"}
 
 
 # -- figures -------------------------------------------------------------------------------------------------

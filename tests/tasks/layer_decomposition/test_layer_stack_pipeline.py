@@ -18,6 +18,7 @@ from polydit.core.load import read_index
 from polydit.core.media import OutputWriter, read_layers
 from polydit.tasks.layer_decomposition.layer_stack_pipeline import LayerStackPipeline
 from polydit.tasks.layer_decomposition.layer_stack_predict import predict_stack
+from polydit.tasks.layer_decomposition.predict import predict_one
 
 
 class NoText(nn.Module):
@@ -103,7 +104,7 @@ def test_predict_writes_the_stack(pipe, tmp_path, monkeypatch):
     stack = read_layers(tmp_path / "out" / "cat_layers.json")
     assert (stack.width, stack.height, len(stack.layers)) == (16, 24, 2)
     with pytest.raises(PolyditError, match="--mask"):
-        predict_stack(pipe, tmp_path / "cat.png", writer, Namespace(mask="m.png"), torch.Generator())
+        predict_one(pipe, tmp_path / "cat.png", writer, Namespace(mask="m.png"), torch.Generator())
 
 
 def test_a_folder_of_diffusers_is_opened_by_our_class(tmp_path):

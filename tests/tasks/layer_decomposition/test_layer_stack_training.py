@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
+import polydit
 from polydit.core.adapters import LoraOptions
 from polydit.core.autoencoders import DiffusersAutoencoder
 from polydit.core.conditioning import LayerStackDiT
@@ -68,6 +72,20 @@ def test_an_adapter_and_the_roles_learn_and_nothing_else():
     sum(terms.values()).backward()
     assert net.backbone.roles.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in net.autoencoder.parameters())
+
+
+def test_the_published_adapter_has_attention_and_mlp_of_the_picture():
+    file = Path(polydit.__file__).parent / "configs/layer_decomposition/illustration.yaml"
+    options = yaml.safe_load(file.read_text())["model"]["init_args"]["adapter"]
+    net = module(pretrained(list(ROLES)), adapter=LoraOptions(**options))
+    net.prepare()
+    adapted = {name.partition(".lora_A")[0] for name in net.saved_names() if ".lora_A" in name}
+    block = "backbone.network.transformer.transformer_blocks.0."
+    assert {name.removeprefix(block) for name in adapted} == {
+        *(f"attn.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")), "img_mlp.net.0.proj", "img_mlp.net.2"
+    }  # fmt: skip
+    wide, blocks, rank = 3072, 60, options["rank"]
+    assert blocks * rank * (4 * 2 * wide + 2 * (wide + 4 * wide)) == 106_168_320
 
 
 def test_stacks_of_any_number_have_the_objective_alone():
