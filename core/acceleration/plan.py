@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import PolyditError
 
 __all__ = ["Plan", "diffusers_steps", "first_then_every", "non_uniform_steps"]
@@ -135,8 +137,9 @@ def non_uniform_steps(total: int, interval: int, centre: int, power: float) -> l
     count = -(-total // interval)
     while power > 0:
         low, high = complex(-centre) ** (1 / power), complex(total - centre) ** (1 / power)
-        points = [low + (high - low) * i / count for i in range(count + 1)]
-        whole = sorted({int((point**power).real) for point in points})
+        # NumPy's rounding, as released: Python's own powers fall on the other side of a whole number now and then.
+        points = np.linspace(low, high, count + 1) ** power
+        whole = sorted(set(points.real.astype(int).tolist()))
         steps = [0, *(step + centre for step in whole[1:-1])]
         if len(steps) == count:
             return steps
