@@ -47,6 +47,7 @@ class Option:
         choices: the only values allowed, of the type.
         metavar: how the value is called in the help.
         minimum: the smallest value allowed, for numbers.
+        maximum: the greatest value allowed, likewise.
         many: one or several values follow; the value is a list.
     """
 
@@ -58,6 +59,7 @@ class Option:
     metavar: str | None = None
     minimum: float | None = None
     many: bool = False
+    maximum: float | None = None
 
     @property
     def dest(self) -> str:

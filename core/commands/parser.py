@@ -173,6 +173,8 @@ def reader(option: Option) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text} is not one of {', '.join(words)}{nearest(text, words)}")
         if option.minimum is not None and result < option.minimum:
             raise argparse.ArgumentTypeError(f"{text} is less than {option.minimum:g}")
+        if option.maximum is not None and result > option.maximum:
+            raise argparse.ArgumentTypeError(f"{text} is greater than {option.maximum:g}")
         return result
 
     return value

@@ -17,7 +17,9 @@ SAMPLING = (
 RUN_OPTIONS = (
     Option("--category", "str", None, "make shapes of this category, with no input", metavar="NAME"),
     *SAMPLING,
-    Option("--resolution", "int", 96, "cells of the mesh along each axis", minimum=16),
+    Option(
+        "--resolution", "int", 96, "cells of the mesh along each axis, at most 512", minimum=16, maximum=512
+    ),
     Option("--level", "float", None, "of the surface, in logits; lower is thicker; default: as the weights"),
     Option("--format", "str", "glb", "of the meshes", choices=("glb", "obj", "ply", "stl")),
     Option("--mesh", "bool", True, "also write meshes, not only points"),

@@ -109,7 +109,7 @@ def test_finer_surfaces_than_points_allow_are_told_and_recorded(cloud_weights, t
         (["--category", "chair", "--image", "x.png"], r"makes it from nothing; leave out --image"),
         (["--category", "../chair"], r"give a name"),
         ([], r"--image or --category: required"),
-        (["--category", "chair", "--resolution", "700"], r"--resolution 700: at most 512"),
+        (["--category", "chair", "--resolution", "700"], r"--resolution: 700 is greater than 512"),
         (["--category", "chair", "--level", "1"], r"--level: is for weights that know a solid"),
         (
             ["--image", "PHOTO"],
