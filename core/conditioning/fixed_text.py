@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import PolyditError
@@ -71,7 +72,8 @@ class FixedText(ModelMixin, ConfigMixin):
     ) -> FixedText:
         """Embed with the text encoders of a Stable Diffusion 3 or FLUX folder, which are then forgotten.
 
-        While the default device is ``meta`` only configurations are read, and there are shapes without values.
+        A pipeline that was saved with a FixedText has no encoders any more; of it, that one is read. While the default
+        device is ``meta`` only configurations are read, and there are shapes without values.
 
         Args:
             source: Folder in diffusers format with text encoders, tokenizers, and the transformer's configuration.
@@ -82,7 +84,7 @@ class FixedText(ModelMixin, ConfigMixin):
             dtype: In which the encoders compute.
 
         Raises:
-            PolyditError: no such pipeline there, or it is damaged.
+            PolyditError: no such pipeline there, it is damaged, or it was saved with other texts.
         """
         texts = {"empty": "", "negative": negative_prompt, "prompt": prompt}
         folder = Path(source).expanduser()
@@ -93,6 +95,9 @@ class FixedText(ModelMixin, ConfigMixin):
             raise PolyditError(
                 f"{source}: no Stable Diffusion 3 pipeline in diffusers format ({error}); give its folder"
             ) from error
+        kept = index.get("text")
+        if isinstance(kept, list) and kept[-1] == cls.__name__:
+            return cls._saved(folder, texts)
         family = index.get("_class_name")
         if family not in ("StableDiffusion3Pipeline", "FluxPipeline"):
             raise PolyditError(
@@ -112,6 +117,23 @@ class FixedText(ModelMixin, ConfigMixin):
         with torch.no_grad():
             made.encoder_hidden_states.copy_(hidden)
             made.pooled_projections.copy_(pooled)  # type: ignore[union-attr]
+        return made
+
+    @classmethod
+    def _saved(cls, folder: Path, texts: dict[str, str]) -> FixedText:
+        """What a pipeline was saved with, if it is these texts."""
+        try:
+            config = cls.load_config(folder / "text", local_files_only=True)
+            on_meta = torch.get_default_device().type == "meta"
+            made = cls.from_config(config) if on_meta else cls.from_pretrained(folder / "text")
+        except (OSError, ValueError, SafetensorError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise PolyditError(f"{folder / 'text'}: cannot be used ({line}); get the folder again") from error
+        if made.config.texts != texts:
+            raise PolyditError(
+                f"{folder}: was saved with the texts {made.config.texts} and has no encoders for {texts}; "
+                "use the same, or give the folder of the model that it was trained on"
+            )
         return made
 
     @classmethod

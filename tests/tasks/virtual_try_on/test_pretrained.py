@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -18,13 +19,14 @@ from diffusers.models.embeddings import CombinedTimestepGuidanceTextProjEmbeddin
 from safetensors.torch import load_file
 
 import polydit
-from polydit.core.adapters import LoraOptions
+from polydit.core.adapters import LoraOptions, inject_group
 from polydit.core.backbones.pretrained import load_transformer
 from polydit.core.cli import main
 from polydit.core.conditioning import FixedText
 from polydit.core.diffusion import Objective, Shifted
 from polydit.core.errors import PolyditError
 from polydit.core.training.checkpoints import read_checkpoint
+from polydit.tasks.virtual_try_on.distillation import DistilledTryOn
 from polydit.tasks.virtual_try_on.model import TokenGroupTryOn
 
 transformers = pytest.importorskip("transformers")
@@ -177,16 +179,18 @@ def test_the_word_is_embedded_as_flux_does_it(folders):
     assert not torch.equal(mine["pooled_projections"][0], mine["pooled_projections"][1])
 
 
-def try_on(folders, family="flux", kind=TokenGroupTryOn, **options):
-    """A module over a tiny folder, with a LoRA for each condition that is not at zero."""
+def try_on(folders, family="flux", module=TokenGroupTryOn, groups=("person", "garment"), **options):
+    """A module over a tiny folder, with a LoRA for each of some groups."""
     torch.manual_seed(0)
-    targets = [r"(single_)?transformer_blocks\.\d+\..*(to_[qkv]|proj_mlp|linear)"]
-    adapters = {name: LoraOptions(2, targets=targets) for name in ("person", "garment")}
+    targets = [r"transformer_blocks\.\d+\.(attn\.to_[qkv]|norm1\.linear)"]
+    ranks = {"target": 2, "person": 4, "garment": 8}
+    adapters = {name: LoraOptions(ranks[name], targets=targets) for name in groups}
     settings = {"adapters": adapters, "height": 32, "width": 24, **options}
     if family == "sd3":
         settings["garment_place"] = "shared"
     objective = Objective(prediction="velocity", timesteps=Shifted(shift=3.0))
-    return kind(load_transformer(str(folders / family)), objective=objective, **settings)
+    source = settings.pop("source", folders / family)
+    return module(load_transformer(str(source)), objective=objective, **settings)
 
 
 def some_batch():
@@ -238,3 +242,98 @@ def test_what_cannot_be_attended_to_or_is_no_guidance_is_said_at_once(folders):
         try_on(folders, "sd3", attention="separate")
     with pytest.raises(PolyditError, match="guidance inf: a scale"):
         try_on(folders, guidance=float("inf"))
+
+
+# -- the second stage ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teachers(folders, tmp_path_factory):
+    """Pipelines of the first stage, with LoRAs that do something."""
+    home = tmp_path_factory.mktemp("teachers")
+    for family in ("flux", "sd3"):
+        module = try_on(folders, family)
+        module.prepare()
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(0.1 * torch.randn(parameter.shape))
+        module.eval().build_pipeline().save_pretrained(home / family)
+    return home
+
+
+@pytest.mark.parametrize("own_folder", [False, True])
+@pytest.mark.parametrize("kind", ["trajectory", "adversarial"])
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_a_student_on_pretrained_weights(folders, teachers, tmp_path, family, kind, own_folder):
+    """Over the base's folder or over the teacher's, which has no text encoders."""
+    student = try_on(
+        folders, family, DistilledTryOn, ("target", "person", "garment"), kind=kind, teacher_steps=4, steps=2,
+        teacher=str(teachers / family), source=(teachers if own_folder else folders) / family,
+    )  # fmt: skip
+    student.setup("fit")
+    batch = some_batch()
+    condition = student.eval().condition(batch)
+    x_t, timestep = torch.randn(2, 4, 8, 6), torch.full((2,), 800.0)
+    with torch.no_grad():
+        taught = student.teach(condition)(x_t, timestep)
+        torch.testing.assert_close(student.denoise(x_t, timestep, condition), taught)
+        answered = polydit.load(teachers / family).predictor(condition["conditions"])(x_t, timestep)
+        torch.testing.assert_close(answered, taught, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(student.ask(x_t, timestep, condition, {}), taught)
+
+    student.backbone.enable_gradient_checkpointing()
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=0.05)
+    terms, _ = student.train().losses(batch)
+    sum(terms.values()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        learnt = student.eval().denoise(x_t, timestep, condition)
+        assert not torch.allclose(learnt, taught, atol=1e-3)
+        torch.testing.assert_close(student.teach(condition)(x_t, timestep), taught)
+    student.build_pipeline().save_pretrained(tmp_path)
+    pipe = polydit.load(tmp_path)
+    with torch.no_grad():
+        kept = pipe.predictor(condition["conditions"])(x_t, timestep)
+    torch.testing.assert_close(kept, learnt, atol=1e-5, rtol=1e-4)
+    assert pipe.config.steps == 2
+
+
+def test_the_config_of_the_second_stage(folders, teachers, viton, monkeypatch):
+    monkeypatch.chdir(viton.parent)
+    words = [
+        *fit_words(teachers, "mc_vton_flux_distil.yaml", "flux"),
+        "--model.init_args.backbone.init_args.dtype=float32",
+        f"--model.init_args.teacher={teachers / 'flux'}", "--model.init_args.teacher_steps=8",
+        "--data.init_args.batch_size=1", "--trainer.max_steps=1",
+    ]  # fmt: skip
+    assert main(words) == 0
+    run = Path("runs/virtual_try_on/run")
+    assert {f.stem for f in (run / "pipeline/adapters").iterdir()} == {"target", "person", "garment"}
+    kept = read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]
+    assert kept
+    assert not any("teacher_" in name for name in kept)
+    assert polydit.load(run / "pipeline").config.steps == 8
+
+
+def test_the_published_number_of_weights_of_the_second_stage():
+    file = Path(polydit.__file__).parent / "configs/virtual_try_on/mc_vton_flux_distil.yaml"
+    adapters = yaml.safe_load(file.read_text())["model"]["init_args"]["adapters"]
+    with torch.device("meta"):
+        flux = FluxTransformer2DModel(guidance_embeds=True)
+        for name, options in adapters.items():
+            inject_group(flux.requires_grad_(False), LoraOptions(**options), name)
+    count = sum(p.numel() for name, p in flux.named_parameters() if "lora_" in name)
+    assert count == 86_775_616
+
+
+def test_another_word_than_the_saved_one_is_refused(teachers, folders):
+    with pytest.raises(PolyditError, match="was saved with the texts"):
+        try_on(folders, source=teachers / "flux", prompt="dress")
+    (damaged := teachers / "damaged").mkdir()
+    for name in ("model_index.json", "transformer/config.json", "text/config.json"):
+        (damaged / name).parent.mkdir(exist_ok=True)
+        (damaged / name).write_text((teachers / "flux" / name).read_text())
+    (damaged / "text/diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(PolyditError, match=r"text: cannot be used \(.*\); get the folder again"):
+        FixedText.from_pipeline(damaged, "Model")
