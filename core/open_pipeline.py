@@ -99,16 +99,17 @@ def open_pipeline(
 
 
 def check_cache_name(name: str) -> None:
-    """Refuse what is neither a cache nor a plan.
+    """Refuse what is neither a cache, nor a plan, nor a router.
 
     Raises:
         PolyditError: with the names, or the settings of that cache, that there are.
     """
     if name == "none":
         return
-    if name.endswith(".json"):
+    if name.endswith((".json", ".safetensors")):
         if not Path(name).is_file():
-            raise PolyditError(f"--cache {name}: no such file; `redundancy` writes one")
+            wanted = "`redundancy` writes one" if name.endswith(".json") else "Router.save writes one"
+            raise PolyditError(f"--cache {name}: no such file; {wanted}")
         return
     read_cache(name)
 
@@ -153,6 +154,8 @@ def _accelerate(pipe: Any, name: str) -> None:
     try:
         if name.endswith(".json"):
             policy = acceleration.Replay(acceleration.FORA(), acceleration.Plan.read(name))
+        elif name.endswith(".safetensors"):
+            policy = acceleration.Routed(acceleration.Router.load(name))
         else:
             class_name, values = read_cache(name)
             policy = getattr(acceleration, class_name)(**values)

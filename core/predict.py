@@ -53,7 +53,7 @@ OPTIONS = (
         "str",
         "none",
         f"reuse between steps: {', '.join(CACHES)}, with settings as in taylorseer:interval=2; or a plan.json of "
-        "`redundancy`",
+        "`redundancy`, or a learned router.safetensors",
         metavar="NAME",
     ),
     Option("--overwrite", "bool", False, "replace results that are there already"),

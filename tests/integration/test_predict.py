@@ -257,6 +257,20 @@ def test_a_plan_from_a_study_is_a_cache(
     code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "study" / "plan.json", "--overwrite")
     assert code == 2
     assert "plan: has 6 steps" in lines[0]
+    from polydit.core.acceleration import Router
+
+    steps = 6
+    router = Router(steps, [f"blocks.{i}.{part}" for i in range(2) for part in ("attn", "mlp")])
+    with torch.no_grad():
+        router.logits[1:] = -5.0
+        router.logits[3] = 5.0
+    router.save(tmp_path / "router.safetensors")
+    code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "router.safetensors", "--overwrite")
+    assert code == 0, lines
+    assert results(tmp_path)["inputs"][0]["cache"]["full_steps"] == [0, 3]
+    steps = 8
+    code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "router.safetensors", "--overwrite")
+    assert (code, "6 steps" in lines[0]) == (2, True), lines
     code, lines = run("--input", photos / "a.png", "--cache", tmp_path / "gone.json", "--overwrite")
     assert (code, "no such file" in lines[0]) == (2, True)
     code, lines = run("--input", photos / "a.png", "--cache", "tailor", "--overwrite")
