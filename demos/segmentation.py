@@ -20,6 +20,7 @@ from polydit.demos.session import PredictSession, explain_upload
 from polydit.demos.widgets import before_after, examples, offer_when_done, upload_picture
 from polydit.tasks.segmentation import TASK
 from polydit.tasks.segmentation.cutout import on_background
+from polydit.tasks.segmentation.predict import THRESHOLD
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -244,7 +245,7 @@ def cut_out_tab(session: PredictSession) -> None:
         colour: str = "#ffffff",
         behind: str | None = None,
         detail: str = defaults.detail,
-        threshold: float = defaults.threshold,
+        threshold: float = THRESHOLD,
         point: str = "",
         box: str = "",
         points: Any = None,
@@ -256,7 +257,7 @@ def cut_out_tab(session: PredictSession) -> None:
             given |= clicked([tuple(point) for point in points or []])
         settings = {
             "detail": detail if detail != defaults.detail else None,
-            "threshold": threshold if threshold != defaults.threshold else None,
+            "threshold": threshold if threshold != THRESHOLD else None,
             **given,
         }
         try:
@@ -303,7 +304,7 @@ def cut_out_tab(session: PredictSession) -> None:
                     threshold = gr.Slider(
                         0.05,
                         0.95,
-                        value=defaults.threshold,
+                        value=THRESHOLD,
                         step=0.05,
                         label="Threshold of the hard mask",
                     )

@@ -16,6 +16,7 @@ from polydit.core.media import OutputWriter
 from polydit.demos.session import PredictSession, explain_upload
 from polydit.demos.widgets import before_after, upload_picture
 from polydit.tasks.segmentation import TASK
+from polydit.tasks.segmentation.predict import THRESHOLD
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -61,7 +62,7 @@ def find(
     settings = {
         "support": [Path(file) for file in supports],
         "support-mask": [Path(file) for file in masks],
-        "threshold": threshold,
+        "threshold": threshold if threshold != THRESHOLD else None,
     }
     result = session.run(query, settings)
     by_name = {file.stem.rpartition("_")[2]: file for file in result.files}
@@ -114,7 +115,7 @@ def few_shot_tab(session: PredictSession) -> None:
         query: str | None = None,
         supports: list[str] | None = None,
         masks: list[str] | None = None,
-        threshold: float = 0.5,
+        threshold: float = THRESHOLD,
     ) -> tuple[tuple[Path, Path], str, str, str]:
         given = [Path(file) for file in (*(supports or []), *(masks or []))]
         source = Path(query) if query else None
@@ -169,7 +170,7 @@ def few_shot_tab(session: PredictSession) -> None:
                 )
             query = upload_picture("Picture to look at", "query", 220)
             threshold = gr.Slider(
-                0.05, 0.95, value=0.5, step=0.05, label="Threshold", info="Of the hard mask."
+                0.05, 0.95, value=THRESHOLD, step=0.05, label="Threshold", info="Of the hard mask."
             )
             button = gr.Button("Find it", variant="primary", size="lg", elem_id="find")
         with gr.Column(scale=5, min_width=420):

@@ -15,7 +15,13 @@ RUN_OPTIONS = (
     Option(
         "--overlay", "bool", False, "also write <stem>_overlay.png, the picture with the object in colour"
     ),
-    Option("--threshold", "float", 0.5, "of the hard mask, between 0 and 1", minimum=0),
+    Option(
+        "--threshold",
+        "float",
+        None,
+        "of the hard mask, between 0 and 1; default: 0.5, or as the weights",
+        minimum=0,
+    ),
     Option(
         "--min-max", "bool", False, "stretch each soft mask to the full range, as published evaluations do"
     ),
@@ -25,6 +31,13 @@ RUN_OPTIONS = (
         "tiles",
         "how large pictures get their detail: tiles with the whole as context, guided filter, none",
         choices=("tiles", "guided", "none"),
+    ),
+    Option(
+        "--detail-side",
+        "int",
+        None,
+        "tiles are of the picture reduced to the area of a square of this side; default: 1024",
+        minimum=64,
     ),
     Option(
         "--looks", "int", None, "looks at the whole: 1, or 6 and their mean; default: as the weights", (1, 6)
@@ -61,7 +74,11 @@ EVALUATE_OPTIONS = (
     Option("--seed", "int", 0, "of the composites and of the noise", minimum=0),
     Option("--device", "str", "auto", "auto, cpu, cuda, cuda:1 or mps", metavar="DEVICE"),
     Option("--dtype", "str", "float32", "precision", choices=("auto", "float32", "bfloat16", "float16")),
-    *(option for option in RUN_OPTIONS if option.flag in ("--min-max", "--detail", "--looks", "--depth")),
+    *(
+        option
+        for option in RUN_OPTIONS
+        if option.flag in ("--min-max", "--detail", "--detail-side", "--looks", "--depth")
+    ),
     Option("--output", "path", None, "JSON file for the figures", metavar="FILE"),
     Option("--overwrite", "bool", False, "replace the file if it is there already"),
 )
@@ -81,7 +98,7 @@ TASK = TaskSpec(
     systems=(
         System(
             name="small",
-            title="PolyDiT small, DiffDIS' one step and scales in pixel space",
+            title="PolyDiT small, DiffDIS' one step for mask and edges, in pixel space",
             arxiv=None,
             config="small.yaml",
             note="CPU default; weights in the package",

@@ -17,10 +17,11 @@ from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.open_pipeline import choose_weights, open_pipeline
 from . import TASK
+from .few_shot.pipeline import FewShotPipeline
 from .folders import MaskFolder
 from .metrics import Example, Segmenter, composites, evaluate, of_folder
 from .peers import PEERS
-from .predict import segmenter
+from .predict import check_options, segmenter
 
 __all__ = ["run"]
 
@@ -41,7 +42,12 @@ def run(options: Namespace) -> int:
     options.cache = "none"
     pipe = open_pipeline(TASK, settings["weights"], options, settings, say)
     segment = segmenter(pipe)
-    given = Namespace(**{**vars(options), "steps": None, "box": None, "progress": None, "threshold": 0.5})
+    given = Namespace(**{**vars(options), "steps": None, "box": None, "progress": None, "threshold": None})
+    if isinstance(pipe, FewShotPipeline):
+        raise PolyditError(
+            f"--weights {settings['weights']}: need supports; use `polydit segmentation evaluate-few-shot`"
+        )
+    check_options(pipe, given)
 
     def ours(picture: NDArray[np.uint8], source: Path) -> NDArray[np.float32]:
         generator = torch.Generator().manual_seed(options.seed)

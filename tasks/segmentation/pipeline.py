@@ -33,6 +33,8 @@ Picture = Image.Image | str | Path | np.ndarray | Tensor
 Box = tuple[int, int, int, int]
 Progress = Callable[[int, int], None]
 DETAILS = ("tiles", "guided", "none")
+DETAIL_SIDE = 1024
+"""Larger pictures are brought to the area of a square of this side before they are cut into tiles."""
 OUTPUT_TYPES = ("pil", "np", "pt")
 SCALES = (0.75, 1.0, 1.25)
 """Of the picture, where the mean over several looks is taken; published."""
@@ -109,7 +111,7 @@ class SegmentationPipeline(TaskPipeline):
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
         detail: str = "tiles",
-        detail_side: int = 1024,
+        detail_side: int = DETAIL_SIDE,
         box: Box | None = None,
         min_max: bool = False,
         augment: bool | None = None,
@@ -161,7 +163,7 @@ class SegmentationPipeline(TaskPipeline):
         picture: Tensor,
         generator: torch.Generator | None = None,
         detail: str = "tiles",
-        detail_side: int = 1024,
+        detail_side: int = DETAIL_SIDE,
         box: Box | None = None,
         progress: Progress | None = None,
         augment: bool | None = None,

@@ -22,7 +22,7 @@ from .cutout import cut_out, keep_piece, overlay
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["SEGMENTERS", "Segmented", "predict_one"]
+__all__ = ["SEGMENTERS", "Segmented", "check_options", "predict_one"]
 
 _HERE = __name__.rpartition(".")[0]
 SEGMENTERS = {
@@ -35,6 +35,31 @@ SEGMENTERS = {
 ``picture`` is (H, W, 3) uint8 (a file, or a frame of a video), ``source`` the file that it is from.
 """
 
+USES = {
+    "SegmentationPipeline": {"edges", "min_max", "looks", "box", "detail_side"},
+    "PDFNetPipeline": {"min_max", "box", "depth"},
+    "FewShotPipeline": {"support", "support_mask"},
+}
+"""Class of a pipeline -> those of the options that are for some of the systems only that it uses."""
+
+FOR = {
+    "edges": "DiffDIS and the small weights",
+    "looks": "DiffDIS and the small weights",
+    "detail_side": "DiffDIS and the small weights",
+    "min_max": "all but few-shot weights",
+    "box": "all but few-shot weights",
+    "depth": "PDFNet's weights",
+    "support": "few-shot weights; --system few-shot has some",
+    "support_mask": "few-shot weights; --system few-shot has some",
+}
+"""Option -> whom it is for."""
+
+PICTURES_ONLY = ("point", "edges", "overlay")
+"""Options that do nothing for a video."""
+
+THRESHOLD = 0.5
+"""Of the hard mask, of systems that have none of their own."""
+
 Segment = Callable[["DiffusionPipeline", NDArray[np.uint8], Path, Namespace, torch.Generator], "Segmented"]
 
 
@@ -45,7 +70,7 @@ class Segmented:
     Attributes:
         alpha: (H, W) float32 in [0, 1].
         edges: (H, W) float32 in [0, 1], of systems that predict them.
-        threshold: where it wants its hard mask cut, if not at ``--threshold``.
+        threshold: where its hard mask is cut, if it has a measure of its own; None is ``--threshold``, or 0.5.
         record: JSON-ready, added to the input's record.
     """
 
@@ -71,17 +96,20 @@ def predict_one(
         PolyditError: the weights are of another task, or an option does not fit them or the picture.
     """
     segment = segmenter(pipe)
-    if not 0 < options.threshold < 1:
+    check_options(pipe, options)
+    if options.threshold is not None and not 0 < options.threshold < 1:
         raise PolyditError(f"--threshold {options.threshold:g}: must lie between 0 and 1")
     if is_video(source):
+        if unused := [name for name in PICTURES_ONLY if getattr(options, name)]:
+            raise PolyditError(
+                f"{source.name}: of a video only masks are written, without {flag(unused[0])}; leave it out"
+            )
         return predict_video(pipe, segment, source, writer, options, generator)
     picture = to_uint8(read_image(source)[0])
     point = parse_numbers(options.point, "--point", 2)
     found = segment(pipe, picture, source, options, generator)
     if point is not None:
         found.alpha = keep_piece(found.alpha, *point)
-    if options.edges and found.edges is None:
-        raise PolyditError(f"--edges: {type(pipe).__name__} predicts none; leave it out")
     alpha = to_bytes(found.alpha)
     mask = hard_mask(found, options.threshold)
     stem, outputs = source.stem, {"alpha": alpha, "mask": mask, "cutout": cut_out(picture, found.alpha)}
@@ -149,6 +177,26 @@ def segmenter(pipe: DiffusionPipeline) -> Segment:
     return segment
 
 
+def check_options(pipe: DiffusionPipeline, options: Namespace) -> None:
+    """Nothing that was asked for is left undone.
+
+    Raises:
+        PolyditError: an option is given that this kind of pipeline does not use.
+    """
+    name = type(pipe).__name__
+    for option, whom in FOR.items():
+        value = getattr(options, option, None)
+        if value not in (None, False, []) and option not in USES[name]:
+            raise PolyditError(f"{flag(option)}: {name} does not use it, it is for {whom}; leave it out")
+    if (options.steps or 1) != 1:
+        raise PolyditError(f"--steps {options.steps}: masks are predicted in one step; leave it out")
+
+
+def flag(option: str) -> str:
+    """How an option is written on the command line."""
+    return "--" + option.replace("_", "-")
+
+
 def parse_numbers(text: str | None, option: str, count: int) -> tuple[int, ...] | None:
     """``"10,20"`` as numbers.
 
@@ -167,9 +215,11 @@ def parse_numbers(text: str | None, option: str, count: int) -> tuple[int, ...] 
     return numbers
 
 
-def hard_mask(found: Segmented, threshold: float) -> NDArray[np.uint8]:
-    """(H, W) of 0 and 255."""
-    limit = threshold if found.threshold is None else found.threshold
+def hard_mask(found: Segmented, threshold: float | None) -> NDArray[np.uint8]:
+    """(H, W) of 0 and 255; ``threshold`` is what the user asked for, if anything."""
+    limit = THRESHOLD if threshold is None else threshold
+    if found.threshold is not None:
+        limit = found.threshold
     return np.where(found.alpha > limit, 255, 0).astype(np.uint8)
 
 

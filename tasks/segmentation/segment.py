@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .pipeline import SegmentationPipeline, to_tensor
+from .pipeline import DETAIL_SIDE, SegmentationPipeline, to_tensor
 from .predict import Segmented, parse_numbers
 
 __all__ = ["segment"]
@@ -28,6 +28,7 @@ def segment(
         num_inference_steps=options.steps or 1,
         generator=generator,
         detail=options.detail,
+        detail_side=getattr(options, "detail_side", None) or DETAIL_SIDE,
         box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,
         augment=None if options.looks is None else options.looks > 1,

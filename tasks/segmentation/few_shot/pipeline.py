@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from ....core.conditioning import KeyValueBank
-from ....core.data.images import read_image, to_uint8
 from ....core.errors import PolyditError
 from ....core.pipeline import TaskPipeline
 from ..guided import guided_upsample
+from ..pipeline import to_float, to_tensor
 from .formulation import Formulation
-from .supports import paired, read_mask
+from .supports import light, paired, read_mask
 
 if TYPE_CHECKING:
     from ..predict import Segmented
@@ -105,8 +105,8 @@ class FewShotPipeline(TaskPipeline):
             image: what to look at: a PIL picture, the path of a file, an (H, W, 3) uint8 array, a (B, 3, H, W) tensor
                 in [-1, 1], or a list of pictures.
             supports: pictures that show the class, 1 to any number; without any the network looks at the query alone.
-            support_masks: for each where it is: PIL pictures or files (light is the class), boolean or uint8 arrays, or
-                (1, H, W) tensors of 0 and 1; of the size of its picture.
+            support_masks: for each where it is: PIL pictures or files (light is the class, or what is opaque in a
+                cut-out), boolean or uint8 arrays, or (1, H, W) tensors of 0 and 1; of the size of its picture.
             threshold: of the hard masks; None is that of the weights.
             detail: ``"guided"``: the mask follows the edges of a picture that is larger than what the network sees;
                 ``"none"``: it is enlarged.
@@ -255,23 +255,17 @@ def segment(
     bank = pipe.shown([picture for picture, _ in pairs], [mask for _, mask in pairs])
     soft, _ = pipe.ask(bank, _pixels(picture), None, "none" if options.detail == "none" else "guided")
     form = pipe.formulation
+    level = form.threshold if options.threshold is None else options.threshold
     return Segmented(
         alpha=soft[0, 0].numpy(),
-        threshold=form.threshold * float(soft.max()) if form.relative else None,
+        threshold=level * float(soft.max()) if form.relative else level,
         record={"supports": [str(picture) for picture, _ in pairs], "shots": len(pairs)},
     )
 
 
 def _pixels(picture: Picture) -> Tensor:
     """(B, 3, H, W) float32 in [-1, 1]."""
-    if isinstance(picture, Tensor):
-        return picture.float() if picture.ndim == 4 else picture.float()[None]
-    if isinstance(picture, str | Path):
-        picture = to_uint8(read_image(picture)[0])
-    array = np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise PolyditError(f"picture of shape {array.shape} and type {array.dtype}: give (H, W, 3) uint8")
-    return torch.from_numpy(array.transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
+    return to_float(to_tensor(picture))
 
 
 def _mask(mask: Any) -> Tensor:
@@ -279,7 +273,7 @@ def _mask(mask: Any) -> Tensor:
     if isinstance(mask, str | Path):
         mask = read_mask(Path(mask))
     if isinstance(mask, Image.Image):
-        mask = np.array(mask.convert("L"))
+        mask = light(mask)
     if isinstance(mask, Tensor):
         return (mask.float() > 0.5).float().reshape(1, 1, *mask.shape[-2:])
     array = np.asarray(mask)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ....core.data.images import list_images
 from ....core.errors import PolyditError
 
-__all__ = ["paired", "read_mask"]
+__all__ = ["light", "paired", "read_mask"]
 
 
 def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -54,8 +55,6 @@ def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, 
 
 
 def _is_cut_out(path: Path) -> bool:
-    from PIL import Image
-
     try:
         with Image.open(path) as file:
             return file.mode in ("RGBA", "LA", "PA") and file.convert("RGBA").getextrema()[3][0] < 128
@@ -82,16 +81,19 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     Raises:
         PolyditError: it cannot be read.
     """
-    from PIL import Image
-
     try:
         with Image.open(path) as file:
-            if file.mode in ("RGBA", "LA", "PA"):
-                alpha = np.asarray(file.convert("RGBA"))[..., 3]
-                if alpha.min() < 128:  # a cut-out: what is there is the thing
-                    return alpha >= 128
-            return np.asarray(file.convert("L")) >= 128
+            return light(file)
     except FileNotFoundError as error:
         raise PolyditError(f"{path}: no such file; every support needs a mask") from error
     except Exception as error:  # Pillow has many ways to say that a file is damaged
         raise PolyditError(f"{path}: cannot be read as a mask ({error})") from error
+
+
+def light(mask: Image.Image) -> NDArray[np.bool_]:
+    """Where a mask is light, or a cut-out is opaque: boolean (H, W)."""
+    if mask.mode in ("RGBA", "LA", "PA"):
+        alpha = np.asarray(mask.convert("RGBA"))[..., 3]
+        if alpha.min() < 128:  # a cut-out: what is there is the thing
+            return alpha >= 128
+    return np.asarray(mask.convert("L")) >= 128

@@ -339,6 +339,57 @@ def test_supports_that_cannot_be_used_are_one_line(case, message, weights, tmp_p
     assert not list((tmp_path / "out").glob("*_mask.png")) if (tmp_path / "out").is_dir() else True
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--box", "1,2,3,4"], "--box: FewShotPipeline does not use it, it is for all but few-shot weights"),
+        (["--min-max"], "--min-max: FewShotPipeline does not use it"),
+        (
+            ["--looks", "6"],
+            "--looks: FewShotPipeline does not use it, it is for DiffDIS and the small weights",
+        ),
+        (["--edges"], "--edges: FewShotPipeline does not use it"),
+        (["--detail-side", "512"], "--detail-side: FewShotPipeline does not use it"),
+        (["--depth", "/nonexistent"], "--depth: FewShotPipeline does not use it, it is for PDFNet's weights"),
+        (["--steps", "3"], "--steps 3: masks are predicted in one step"),
+    ],
+)
+def test_options_of_other_systems_are_refused(words, message, weights, tmp_path, capsys):
+    file, mask = marked(tmp_path, "a")
+    listed = ["--input", file, "--support", file, "--support-mask", mask]
+    assert predict(weights, tmp_path, *listed, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("relative", "given"), [(True, 0.6), (True, None), (False, 0.6), (False, None)])
+def test_a_threshold_that_is_given_wins_over_that_of_the_weights(tmp_path, relative, given):
+    form = Formulation(size=16, threshold=0.25, relative=relative)
+    pipe = FewShotPipeline(tiny_dit(), formulation=form.config())
+    pipe.save_pretrained(tmp_path / "weights")
+    file, mask = marked(tmp_path, "a")
+    words = ["--input", file, "--support", file, "--support-mask", mask]
+    words += [] if given is None else ["--threshold", given]
+    assert predict(tmp_path / "weights", tmp_path, *words) == 0
+    expected = pipe(file, [file], [mask], threshold=given, output_type="np").masks[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")) > 0, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_cut_out_is_the_same_by_path_and_as_a_picture(tmp_path, mode):
+    file, mask = marked(tmp_path, "a")
+    cutout = Image.open(file).convert("RGB")
+    cutout.putalpha(Image.open(mask).convert("L"))
+    cutout.convert(mode).save(tmp_path / "cut.png")
+    path, pipe = tmp_path / "cut.png", tiny_pipeline()
+    with Image.open(path) as opened:
+        opened.load()
+        mask_of = {"P": mask}.get(mode)
+        found = [
+            pipe(given, [given], [mask_of or given], output_type="np").alpha[0] for given in (path, opened)
+        ]
+    np.testing.assert_array_equal(*found)
+
+
 def test_weights_of_another_system_are_told(tmp_path, capsys, weights):
     assert (
         main(

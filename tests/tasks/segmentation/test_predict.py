@@ -112,6 +112,40 @@ def test_a_video_becomes_a_grey_one(predict, tmp_path, kind):
     assert np.ptp(frames[0].astype(int), axis=-1).max() < 12, "grey"
 
 
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [(["--point", "foo"], "--point"), (["--edges"], "--edges"), (["--overlay"], "--overlay")],
+)
+def test_what_a_video_cannot_have_is_refused(predict, tmp_path, capsys, words, flag):
+    pytest.importorskip("av")
+    from fractions import Fraction
+
+    from polydit.core.media.video import VideoWriter
+
+    clip = tmp_path / "clip.mp4"
+    with clip.open("wb") as file, VideoWriter(file, 48, 40, Fraction(5)) as video:
+        video.write(disc(40, 48)[0], Fraction(0))
+    assert predict(clip, *words)[0] == 2
+    assert f"clip.mp4: of a video only masks are written, without {flag}" in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_given_wins(predict, picture):
+    alpha = np.asarray(Image.open(predict(picture, "--threshold", 0.9)[1] / "red_alpha.png"))
+    mask = np.asarray(Image.open(predict(picture, "--threshold", 0.9)[1] / "red_mask.png")) > 0
+    assert np.array_equal(mask, alpha > 229)
+
+
+def test_larger_tiles_see_more_of_a_large_picture(predict, tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(disc(300, 400)[0]).save(path)
+    found = []
+    for side in (64, 320):
+        code, out = predict(path, "--detail-side", side, "--overwrite")
+        assert code == 0
+        found.append(np.asarray(Image.open(out / "large_alpha.png")))
+    assert not np.array_equal(*found)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -123,6 +157,12 @@ def test_a_video_becomes_a_grey_one(predict, tmp_path, kind):
         (["--box", "500,500,600,600"], "nothing of it lies in the picture (80x60)"),
         (["--point", "left"], "--point left: give 2 whole numbers"),
         (["--steps", "4"], "--steps 4: masks are predicted in one step"),
+        (
+            ["--support", "a.png", "--support-mask", "b.png"],
+            "--support: SegmentationPipeline does not use it, it is for few-shot weights",
+        ),
+        (["--support-mask", "b.png"], "--support-mask: SegmentationPipeline does not use it"),
+        (["--depth", "/nonexistent"], "--depth: SegmentationPipeline does not use it, it is for PDFNet"),
     ],
 )
 def test_wrong_options_end_in_one_line(predict, picture, capsys, words, line):
@@ -241,6 +281,12 @@ def test_the_command_writes_its_figures(weights, folders, tmp_path, capsys):
 def test_evaluate_says_what_it_misses(weights, capsys, words, line):
     assert main(["segmentation", "evaluate", "--weights", str(weights), *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_evaluate_refuses_what_the_weights_do_not_use(weights, folders, capsys):
+    words = ["--input", folders[0], "--masks", folders[1], "--weights", weights, "--depth", "nowhere"]
+    assert main(["segmentation", "evaluate", *map(str, words)]) == 2
+    assert "--depth: SegmentationPipeline does not use it" in capsys.readouterr().err
 
 
 def test_reserved_composites_are_seeded(tmp_path, monkeypatch):
