@@ -10,7 +10,10 @@ the mask half of every picture first and then the edge half: (2B, ...).
   behind blocks n/4, n/2 and 3n/4. It starts at nothing.
 
 The paper's backbone is a U-Net, where SWCI sits on the skip connections and DBIA is a copy of the block's own
-self-attention; what is said here of a DiT is the same idea on tokens.
+self-attention; what is said here of a DiT is the same idea on tokens. DBIA starts at random behind a closed gate, also
+beside a pretrained transformer: its self-attention was trained on modulated tokens, mostly with rotary positions and
+with text in the sequence, none of which is there behind a block, so a copy would not compute what the original does.
+The U-Net of :mod:`polydit.core.backbones.diffdis_unet` has the published copy.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ class InteractiveAttention(nn.Module):
         hidden_size: of the tokens.
         num_heads: heads.
         qk_norm: see :class:`~polydit.core.attention.Attention`.
-        gate_init: 0 for training from scratch; 1 where the weights are copied from a trained self-attention, as in
-            the paper.
+        gate_init: 0 leaves the tokens as they are at the start; 1 is for weights that are copied from a trained
+            self-attention, as in the paper, which the caller does.
     """
 
     def __init__(
