@@ -34,7 +34,17 @@ RUN_OPTIONS = (
 )
 
 EVALUATE_OPTIONS = (
-    Option("--input", "path", None, "a corpus made by `polydit corpus build`", metavar="FOLDER"),
+    Option(
+        "--input", "path", None, "a corpus made by `polydit corpus build`; or see --truth", metavar="FOLDER"
+    ),
+    Option(
+        "--truth",
+        "path",
+        None,
+        "a folder of true stacks: --input is one of predicted stacks, and LayerD's measures are taken",
+        metavar="FOLDER",
+    ),
+    Option("--merges", "int", 5, "with --truth: adjacent layers that may be merged, at most", minimum=0),
     Option("--count", "int", 60, "composites to measure", minimum=1),
     Option("--side", "int", 128, "side of the composites, in pixels", minimum=32),
     Option("--effects", "str", "shadow", "what every object has", choices=("shadow", "reflection")),
@@ -107,7 +117,7 @@ TASK = TaskSpec(
     commands=(
         Command(
             "evaluate",
-            "recomposition, background and alpha on held-out composites, beside biharmonic inpainting",
+            "held-out composites beside biharmonic inpainting; or stacks of layers against true ones",
             "polydit.tasks.layer_decomposition.evaluate:run",
             EVALUATE_OPTIONS,
         ),

@@ -179,6 +179,10 @@ def run(options: Namespace) -> int:
         path: Path | None = getattr(options, name)
         if path is not None and path.exists() and not options.overwrite:
             raise PolyditError(f"--{name} {path}: exists already; pass --overwrite or choose another name")
+    if options.truth is not None:
+        from .stack_evaluate import run as compare
+
+        return compare(options)
     check_device_name(options.device)
     settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
     settings["weights"] = choose_weights(TASK, options.weights)

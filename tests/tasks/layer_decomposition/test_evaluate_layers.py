@@ -8,8 +8,10 @@ import pytest
 
 from polydit.core.cli import main
 from polydit.core.errors import PolyditError
+from polydit.core.media import LayerStack, OutputWriter, PictureLayer, write_layers
 from polydit.tasks.layer_decomposition.evaluate import biharmonic, evaluate, measure, scenes
 from polydit.tasks.layer_decomposition.metrics import alpha_error, alpha_sad, region_psnr, soft_iou
+from polydit.tasks.layer_decomposition.stack_evaluate import compare_stacks
 
 
 def test_figures_in_closed_form():
@@ -102,3 +104,60 @@ def test_scenes_with_reflections_have_no_shadow(corpus: Path):
         assert beside.mean() < 0.01  # the rim of the object only
     shaded = next(scenes(corpus, 1, 64, 1))
     assert (shaded.alpha != next(scenes(corpus, 1, 64, 1, effects="reflection")).alpha).any()
+
+
+# -- stacks on disk ------------------------------------------------------------------------------------------------
+
+
+def some_stack(shades, opacity=1.0) -> LayerStack:
+    """Squares of growing side, each over the last, on a canvas of 16 x 16."""
+    layers = []
+    for index, shade in enumerate(shades):
+        side = 16 - 4 * index
+        pixels = np.full((side, side, 4), 255, np.uint8)
+        pixels[..., :3] = shade
+        layers.append(PictureLayer(f"layer {index}", pixels, opacity=opacity if index else 1.0))
+    return LayerStack(16, 16, tuple(layers))
+
+
+def test_stacks_are_scored_by_a_command(tmp_path: Path, capsys):
+    true, made = OutputWriter(tmp_path / "true"), OutputWriter(tmp_path / "made")
+    write_layers(true, "cat", some_stack((10, 200, 90)))
+    write_layers(made, "cat", some_stack((10, 200, 90)))
+    write_layers(true, "dog", some_stack((10, 200, 90)))
+    two = some_stack((10, 200))
+    top = np.full((12, 12, 4), (200, 200, 200, 255), np.uint8)
+    top[:8, :8, :3] = 90  # the upper two as one
+    write_layers(made, "dog", LayerStack(16, 16, (two.layers[0], PictureLayer("both", top))))
+    words = ["layer-decomposition", "evaluate", "--input", str(tmp_path / "made"), "--merges", "2"]
+    report = tmp_path / "report.json"
+    assert main([*words, "--truth", str(tmp_path / "true"), "--output", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "2 stacks of layers" in said
+    content = json.loads(report.read_text())
+    cat, dog = content["rows"]
+    assert [cat["name"], dog["name"]] == ["cat", "dog"]
+    assert cat["scores"][0] == {"rgb_l1": 0, "alpha_iou": 1, "cost": 0, "path": [[0, 0], [1, 1], [2, 2]]}
+    assert len(content["mean"]) == len(dog["scores"]) == 3
+    assert dog["scores"][0]["cost"] > 0.05
+    assert dog["scores"][1]["cost"] == pytest.approx(0, abs=1e-6)  # one edit repairs it
+    assert main([*words, "--truth", str(tmp_path / "true"), "--output", str(report)]) == 2
+
+    write_layers(true, "owl", some_stack((1,)))
+    assert main([*words, "--truth", str(tmp_path / "true")]) == 2
+    assert "1 of 3 true stacks have no prediction, such as 'owl'" in capsys.readouterr().err
+    assert main([*words, "--truth", str(tmp_path / "nothing")]) == 2
+    assert "nothing: no layers there; give a folder" in capsys.readouterr().err
+
+
+def test_the_name_of_a_stack_and_what_is_seen_of_it(tmp_path: Path):
+    for name in ("one", "two"):
+        writer = OutputWriter(tmp_path / "made" / name)
+        write_layers(writer, "x", some_stack((10, 200)))
+        (tmp_path / "made" / name / "x_layers.json").rename(tmp_path / "made" / name / "layers.json")
+    write_layers(OutputWriter(tmp_path / "true"), "one", some_stack((10, 200), opacity=0.5))
+    (row,) = compare_stacks(tmp_path / "made", tmp_path / "true", 0)
+    assert row["scores"][0]["alpha_iou"] == pytest.approx(0.75, abs=1e-3)
+    write_layers(OutputWriter(tmp_path / "made" / "again"), "one", some_stack((1,)))
+    with pytest.raises(PolyditError, match="are both 'one'; rename one"):
+        compare_stacks(tmp_path / "made", tmp_path / "true")
