@@ -49,8 +49,8 @@ FOR = {
     "min_max": "all but few-shot weights",
     "box": "all but few-shot weights",
     "depth": "PDFNet's weights",
-    "support": "few-shot weights; --system few-shot has some",
-    "support_mask": "few-shot weights; --system few-shot has some",
+    "support": "few-shot weights (--system few-shot)",
+    "support_mask": "few-shot weights (--system few-shot)",
 }
 """Option -> whom it is for."""
 
