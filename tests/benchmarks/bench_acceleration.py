@@ -55,7 +55,7 @@ from polydit.core.media.table import ResultsTable
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CLASSES, SIDE, STEPS, PAIRS = 8, 16, 50, 25
+CLASSES, SIDE, STEPS, PAIRS = 8, 16, 50, 12
 CONFIG = {
     "input_size": SIDE, "in_channels": 3, "hidden_size": 128, "depth": 6, "num_heads": 4, "num_classes": CLASSES,
 }  # fmt: skip
