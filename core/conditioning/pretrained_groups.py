@@ -251,8 +251,8 @@ def _together(
             )
         per_token = [t[:, None].expand(-1, _tokens(model, g)) for t, g in zip(times, groups, strict=True)]
         timestep = torch.cat(per_token, dim=1)  # (B, tokens)
-    given = {**condition, **given, **guidance[0]}
-    return _parts(groups, model(torch.cat(pictures, dim=axis), timestep, **given).sample, axis)
+    options: dict[str, Any] = {**condition, **given, **guidance[0]}
+    return _parts(groups, model(torch.cat(pictures, dim=axis), timestep, **options).sample, axis)
 
 
 def _layout(model: PretrainedTransformer, groups: Sequence[TokenGroup]) -> tuple[int, dict[str, Tensor]]:
