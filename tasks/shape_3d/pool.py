@@ -166,6 +166,7 @@ def _digest(shapes: Sequence[Shape], options: PoolOptions) -> str:
                     shape.category,
                     shape.resolution,
                     shape.up,
+                    *([shape.variation] if shape.variation else []),
                 ]
             )
         elif isinstance(shape, ProceduralShape):

@@ -28,8 +28,10 @@ __all__ = [
     "check_up",
     "corpus_shapes",
     "find_shapes",
+    "other_shapes",
     "procedural_shapes",
     "readable",
+    "with_variations",
 ]
 
 Array = NDArray[Any]
@@ -132,24 +134,39 @@ class MeshShape:
         category: its class.
         up: see :func:`polydit.core.geometry.reading.read_mesh`.
         resolution: cells per axis of its solid.
+        variation: 0 is the shape of the file. Each other number stretches it along its three axes, by up to a third
+            either way, and turns every other one around the upward axis, by one to three quarters.
     """
 
     file: Path
     category: str
     up: Up = "auto"
     resolution: int = 96
+    variation: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder and file."""
-        return f"{self.file.parent.name}/{self.file.stem}"
+        return f"{self.file.parent.name}/{self.file.stem}" + f"~{self.variation}" * bool(self.variation)
 
     @cached_property
     def solid(self) -> Solid:
         """What the file encloses."""
         read = read_mesh(self.file, self.up)
         vars(self)["notes"] = read.notes
-        return solid_of(read.mesh, self.resolution)
+        return solid_of(self._varied(read.mesh), self.resolution)
+
+    def _varied(self, mesh: Mesh) -> Mesh:
+        if not self.variation:
+            return mesh
+        digest = hashlib.sha256(self.name.encode()).digest()
+        draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        stretched = Mesh(mesh.vertices * np.exp(draw.uniform(-0.29, 0.29, 3)), mesh.faces)
+        quarters = int(draw.integers(1, 4)) if self.variation % 2 == 0 else 0
+        cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
+        return stretched.turned(np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]], float)).fitted(
+            SIDE
+        )
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -185,16 +202,34 @@ def corpus_shapes(root: Path, split: str, categories: Sequence[str]) -> list[Sha
     Raises:
         PolyditError: there is no corpus.
     """
+    return [shape for shape in _furniture(root, split) if shape.category in categories]
+
+
+def other_shapes(root: Path, split: str, categories: Sequence[str]) -> list[Shape]:
+    """What a corpus has beside the furniture of these categories, each of the category ``""``.
+
+    Raises:
+        PolyditError: there is no corpus.
+    """
+    return [
+        replace(shape, category="") for shape in _furniture(root, split) if shape.category not in categories
+    ]
+
+
+def _furniture(root: Path, split: str) -> list[MeshShape]:
     from ...core.data.corpus.manifest import load_manifest
 
-    found: list[Shape] = []
-    for record in load_manifest(root):
-        if record.kind != "meshes" or record.split != split:
-            continue
-        category = furniture_category(str(record.extra.get("name", "")))
-        if category in categories:
-            found.append(MeshShape(root / record.file, category, up="y"))
-    return found
+    return [
+        MeshShape(root / record.file, furniture_category(str(record.extra.get("name", ""))) or "", up="y")
+        for record in load_manifest(root)
+        if record.kind == "meshes" and record.split == split
+    ]
+
+
+def with_variations(shapes: Sequence[Shape], count: int) -> list[Shape]:
+    """The shapes, and after them so many variations of each that is a mesh."""
+    meshes = [shape for shape in shapes if isinstance(shape, MeshShape)]
+    return [*shapes, *(replace(shape, variation=n) for shape in meshes for n in range(1, count + 1))]
 
 
 def furniture_category(name: str) -> str | None:

@@ -16,7 +16,15 @@ from ...core.geometry.reading import Up
 from ...core.training.data import TaskData
 from .pictures import prepare_picture
 from .pool import Entry, PoolOptions, build_pool
-from .shapes import LAYOUTS, Shape, check_up, find_shapes, procedural_shapes
+from .shapes import (
+    LAYOUTS,
+    Shape,
+    check_up,
+    find_shapes,
+    other_shapes,
+    procedural_shapes,
+    with_variations,
+)
 
 __all__ = ["SolidData", "SolidSet"]
 
@@ -26,14 +34,15 @@ class SolidSet(Dataset[dict[str, Tensor]]):
 
     Args:
         entries: shapes that were worked out.
-        categories: of each.
-        known: all categories; the label is the place in it.
+        categories: of each; ``""`` for those of none.
+        known: all categories; the label is the place in it, and after the last place for shapes of none.
         points: of the surface in a sample.
         queries: of the distances in a sample; half anywhere, half near the surface.
         length: samples in an epoch; 0 gives each shape once.
         meshes: how many of the first entries are of meshes rather than procedural.
         share: how often a sample of a category is one of those, where it has both.
         seed: of the draws.
+        others: how often a sample is a shape of no category, where there are any.
     """
 
     def __init__(
@@ -47,10 +56,12 @@ class SolidSet(Dataset[dict[str, Tensor]]):
         meshes: int = 0,
         share: float = 0.5,
         seed: int = 0,
+        others: float = 0.0,
     ) -> None:
         self.entries, self.categories, self.known = list(entries), list(categories), list(known)
         self.points, self.queries, self.length = points, queries, length
-        self.share, self.seed = share, seed
+        self.share, self.seed, self.others = share, seed, others
+        self.of_none = [i for i, c in enumerate(self.categories) if not c]
         own = [[i for i, c in enumerate(self.categories) if c == name] for name in known]
         self.of_category = [([i for i in m if i < meshes], [i for i in m if i >= meshes]) for m in own]
         self.present = [number for number, members in enumerate(own) if members]
@@ -60,13 +71,16 @@ class SolidSet(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([self.seed, number])
-        if self.length:
+        if self.length and self.of_none and generator.random() < self.others:
+            index, label = int(generator.choice(self.of_none)), len(self.known)
+        elif self.length:
             label = self.present[number % len(self.present)]
             solid, drawn = self.of_category[label]
             from_mesh = not drawn or (bool(solid) and generator.random() < self.share)
             index = int(generator.choice(solid if from_mesh else drawn))
         else:
-            index, label = number, self.known.index(self.categories[number])
+            index = number
+            label = self.known.index(self.categories[number]) if self.categories[number] else len(self.known)
         entry = self.entries[index]
         cloud = generator.permutation(len(entry.points))[: self.points]
         half = len(entry.queries) // 2
@@ -100,6 +114,8 @@ class SolidData(TaskData):
         categories: to train; the label is the place in this list.
         procedural: shapes of each procedural family; 0 is none.
         share: how often a sample of a category is a mesh rather than procedural, where there are both.
+        variations: of each mesh, stretched and turned, beside the mesh itself.
+        others: how often a sample is a thing of the corpus of none of the categories; only pictures tell of it.
         points: of the surface in a sample.
         queries: where occupancy is asked in a sample.
         near: standard deviation of the distance of the nearer half of them from the surface.
@@ -126,6 +142,8 @@ class SolidData(TaskData):
         categories: list[str] = ["chair", "table", "lamp", "plane"],  # noqa: B006 - read only
         procedural: int = 1000,
         share: float = 0.3,
+        variations: int = 0,
+        others: float = 0.0,
         points: int = 2048,
         queries: int = 4096,
         near: float = 0.04,
@@ -145,6 +163,11 @@ class SolidData(TaskData):
                 f"--data.layout {layout}: is unknown; choose from procedural, {', '.join(LAYOUTS)}"
             )
         check_up(up, layout)
+        if others and layout != "corpus":
+            raise PolyditError(
+                f"--data.others {others}: is for the layout corpus; leave it out, or name more --data.categories"
+            )
+        self.variations, self.others = variations, others
         self.path, self.layout, self.categories, self.up = path, layout, list(categories), up
         self.procedural, self.share, self.held_out = procedural, share, held_out
         self.points, self.queries = points, queries
@@ -169,7 +192,15 @@ class SolidData(TaskData):
         held, of, _ = self._entries("val")
         sizes = (self.points, self.queries)
         self.train_set = SolidSet(
-            entries, names, self.categories, *sizes, self.samples_per_epoch, meshes, self.share, self.seed
+            entries,
+            names,
+            self.categories,
+            *sizes,
+            self.samples_per_epoch,
+            meshes,
+            self.share,
+            self.seed,
+            self.others,
         )
         self.val_set = SolidSet(held or entries[:4], of or names[:4], self.categories, *sizes)
 
@@ -180,6 +211,10 @@ class SolidData(TaskData):
         solids: list[Shape] = []
         if self.layout != "procedural":
             solids = find_shapes(self.layout, root, split, self.categories, self.up)
+            if self.others:
+                solids += other_shapes(root, split, self.categories)
+            if split == "train":
+                solids = with_variations(solids, self.variations)
         entries: list[Entry] = []
         names: list[str] = []
         for shapes in (solids, families):

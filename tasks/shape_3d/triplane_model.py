@@ -200,7 +200,9 @@ class TriplaneShapes(DiffusionModule):
         count = len(batch["label"])
         device = batch["label"].device
         draw = torch.rand(count).to(device) if self.training else torch.ones(count, device=device)
-        shown = draw >= self.drop + self.by_category
+        # Of a shape of no category only a picture tells.
+        none = batch["label"] == len(self.formulation.categories)
+        shown = (draw >= self.drop + self.by_category) | (none & (draw >= self.drop))
         if not self.training and self.encoder is None:
             shown = torch.zeros_like(shown)
         found: dict[str, Any] = {"class_labels": None}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from polydit.core.data.corpus.manifest import Record
 from polydit.core.errors import PolyditError
 from polydit.core.geometry.mesh import Mesh
 from polydit.core.geometry.writing import mesh_bytes
@@ -21,6 +24,7 @@ from polydit.tasks.shape_3d.shapes import (
     furniture_category,
     procedural_shapes,
     readable,
+    with_variations,
 )
 from polydit.tasks.shape_3d.triplane_data import SolidData
 
@@ -127,6 +131,40 @@ def test_a_mesh_is_a_solid_and_what_was_done_is_told(block, block_file, tmp_path
     assert said[3:] == ["meshes: 3 scaled, to a longest side of 1.9"]
     build_pool([*shapes, shape], PoolOptions(points=8), say=said.append)
     assert said[4:] == ["meshes: 4 scaled, 1 turned"]
+
+
+def test_variations_stretch_and_turn_a_mesh(block_file):
+    shape = MeshShape(block_file, "chair", resolution=40)
+    family = with_variations([*procedural_shapes(["lamp"], 1), shape], 4)
+    assert [s.name for s in family[1:]] == [shape.name] + [f"{shape.name}~{n}" for n in range(1, 5)]
+    sizes = np.array([np.ptp(s.surface.vertices, axis=0) for s in family[1:]])
+    np.testing.assert_allclose(sizes.max(1), 1.9, atol=0.06)  # each is scaled back
+    ratios = sizes[:, 0] / sizes[:, 2]
+    assert len(set(ratios.round(2))) == 5  # each in its own way
+    np.testing.assert_array_equal(family[2].surface.vertices, replace(shape, variation=1).surface.vertices)
+    # Stretched alone, then turned by a quarter or two: an odd one keeps its sides within a third of each other.
+    stretch = np.log(sizes[1::2] / sizes[0])
+    assert (np.ptp(stretch, axis=1) <= 2 * 0.29 + 0.05).all()
+
+
+def test_variations_and_other_things_are_trained_on(block, tmp_path):
+    def piece(name):
+        (tmp_path / f"{name}.obj").write_bytes(mesh_bytes(block, "obj"))
+        blank = ("",) * 5
+        record = Record(f"{name}.obj", "meshes", "train", *blank, 0, 0, 0, "", extra={"name": name})
+        return json.dumps(asdict(record)) + "\n"
+
+    (tmp_path / "manifest.jsonl").write_text("".join(piece(name) for name in ("stool", "teapot", "clock")))
+    options = {"path": str(tmp_path), "layout": "corpus", "categories": ["chair"], "procedural": 0}
+    options |= {"points": 32, "queries": 8, "views": 1, "size": 16}
+    data = SolidData(**options, variations=2, others=0.5)
+    data.setup()
+    assert data.train_set.categories == ["chair", "", "", "chair", "chair"] + [""] * 4
+    labels = [int(data.train_set[n]["label"]) for n in range(40)]
+    assert 10 < labels.count(1) < 30  # the place after the last category
+    assert labels.count(0) + labels.count(1) == 40
+    with pytest.raises(PolyditError, match=r"--data\.others 0\.5: is for the layout corpus"):
+        SolidData(layout="meshes", others=0.5)
 
 
 def test_files_that_stand_along_another_axis_are_turned(block, tmp_path):
