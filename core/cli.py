@@ -120,6 +120,7 @@ def task_menu(task: TaskSpec) -> Menu:
         rows.append(("demo", "the web demo, on this machine"))
     rows.append(("export", "a checkpoint as pipeline folder or LoRA file"))
     rows.append(("redundancy", "what changes from step to step, and a plan for predict --cache"))
+    rows.append(("learn-cache", "a cache that learns on these weights, for predict --cache"))
     rows += [(command.name, command.help) for command in task.commands]
     width = max((len(system.name) for system in task.systems), default=0) + 2
     systems = "\n".join(
@@ -162,6 +163,10 @@ def run_task(task: TaskSpec, words: list[str]) -> int:
         from .commands.redundancy import run_redundancy
 
         return run_redundancy(task, rest)
+    if name == "learn-cache":
+        from .commands.learn_cache import run_learn_cache
+
+        return run_learn_cache(task, rest)
     if name == "demo":
         from .commands.demo import run_demo
 

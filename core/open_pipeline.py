@@ -24,6 +24,9 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "block-span": ("BlockSpan", {"interval": 3, "order": 1, "start": 0, "stop": None}),
     "first-block": ("FirstBlock", {"threshold": 0.08}),
     "deepcache": ("DeepCache", {"interval": 3}),
+    "ras": ("RAS", {"ratio": 0.5, "start": 4, "starvation": 0.1}),
+    "rettention": ("Rettention", {"sparsity": 0.25, "warmup": 5, "interval": 5, "text_tokens": 0}),
+    "adaspa": ("AdaSpa", {"sparsity": 0.8, "block": 64, "text_tokens": 0}),
 }
 """Methods of `polydit.core.acceleration` by the name on the command line: the class, and what it is given.
 
@@ -99,7 +102,7 @@ def open_pipeline(
 
 
 def check_cache_name(name: str) -> None:
-    """Refuse what is neither a cache, nor a plan, nor a router.
+    """Refuse what is neither a cache, nor a file that holds one.
 
     Raises:
         PolyditError: with the names, or the settings of that cache, that there are.
@@ -108,8 +111,10 @@ def check_cache_name(name: str) -> None:
         return
     if name.endswith((".json", ".safetensors")):
         if not Path(name).is_file():
-            wanted = "`redundancy` writes one" if name.endswith(".json") else "Router.save writes one"
-            raise PolyditError(f"--cache {name}: no such file; {wanted}")
+            wanted = (
+                "`redundancy` and `learn-cache` write" if name.endswith(".json") else "`learn-cache` writes"
+            )
+            raise PolyditError(f"--cache {name}: no such file; {wanted} one")
         return
     read_cache(name)
 
@@ -152,10 +157,8 @@ def _accelerate(pipe: Any, name: str) -> None:
             f"--cache {name}: {type(pipe).__name__} has no network that is asked step by step; leave it out"
         )
     try:
-        if name.endswith(".json"):
-            policy = acceleration.Replay(acceleration.FORA(), acceleration.Plan.read(name))
-        elif name.endswith(".safetensors"):
-            policy = acceleration.Routed(acceleration.Router.load(name))
+        if name.endswith((".json", ".safetensors")):
+            policy = acceleration.read_policy(name, pipe)
         else:
             class_name, values = read_cache(name)
             policy = getattr(acceleration, class_name)(**values)

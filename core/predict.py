@@ -52,8 +52,8 @@ OPTIONS = (
         "--cache",
         "str",
         "none",
-        f"reuse between steps: {', '.join(CACHES)}, with settings as in taylorseer:interval=2; or a plan.json of "
-        "`redundancy`, or a learned router.safetensors",
+        f"reuse between steps: {', '.join(CACHES)}, with settings as in taylorseer:interval=2; or a file that "
+        "`redundancy` or `learn-cache` wrote",
         metavar="NAME",
     ),
     Option("--overwrite", "bool", False, "replace results that are there already"),

@@ -15,7 +15,7 @@ from polydit.core.media import OutputWriter
 from polydit.core.media.video import video_output
 from polydit.demos.painting import BRUSH, painted
 from polydit.demos.session import PredictSession, explain_upload
-from polydit.demos.widgets import offer_when_done
+from polydit.demos.widgets import cache_choice, cache_setting, offer_when_done
 from polydit.tasks.video_inpainting import TASK
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def erase(
     dilate: int = 4,
     preview: bool = False,
     seed: int = 0,
+    steps: int = 0,
+    cache: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Shown:
     """Remove what was painted over; what the button does.
@@ -84,6 +86,8 @@ def erase(
         dilate: pixels by which masks grow.
         preview: the first frames only.
         seed: of the noise.
+        steps: of the network; 0 is what the weights were trained for.
+        cache: see ``predict``; for several steps.
         progress: called with (frames done, frames in all).
 
     Raises:
@@ -91,7 +95,12 @@ def erase(
     """
     if source is None:
         raise PolyditError("clip: there is none yet; upload one")
-    settings: dict[str, Any] = {"dilate": dilate, "seed": seed}
+    settings: dict[str, Any] = {
+        "dilate": dilate,
+        "seed": seed,
+        "steps": steps or None,
+        **cache_setting(cache),
+    }
     files = session.keep(lambda folder: [folder])[0]
     if mask is not None:
         settings["mask"] = mask
@@ -123,6 +132,8 @@ def compose(
     size: int = 0,
     gamma: float = 1.0,
     seed: int = 0,
+    steps: int = 0,
+    cache: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Shown:
     """Put one clip into another; what the button of the second tab does.
@@ -135,6 +146,8 @@ def compose(
         size: rows that it takes; 0 is the default.
         gamma: of its luminance.
         seed: of the noise.
+        steps: of the network; 0 is what the weights were trained for.
+        cache: see ``predict``; for several steps.
         progress: called with (frames done, frames in all).
 
     Raises:
@@ -149,6 +162,8 @@ def compose(
         "size-pixels": size or None,
         "gamma": gamma,
         "seed": seed,
+        "steps": steps or None,
+        **cache_setting(cache),
     }
     files = session.keep(lambda folder: [folder])[0]
     result = session.run(source, settings, progress)
@@ -225,6 +240,8 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
         dilate: float = defaults.dilate,
         preview: bool = False,
         seed: float = 0,
+        steps: float = 0,
+        cache: str = defaults.cache,
         progress: Any = gr.Progress(),  # noqa: B008 - gradio finds the bar by its default value
     ) -> tuple[Path, Path, Path, str]:
         source, region = (Path(file) if file else None for file in (clip, mask))
@@ -232,7 +249,7 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
         try:
             progress(0, desc="preparing")
             shown = erase(
-                session, source, layers, region, moves, int(dilate), preview, int(seed),
+                session, source, layers, region, moves, int(dilate), preview, int(seed), int(steps), cache,
                 lambda done, total: progress((done, total), unit="frames"),
             )  # fmt: skip
         except Exception as error:
@@ -249,13 +266,15 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
         size: float = 0,
         gamma: float = 1.0,
         seed: float = 0,
+        steps: float = 0,
+        cache: str = defaults.cache,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Path, Path, Path, str]:
         source, put = (Path(file) if file else None for file in (clip, element))
         try:
             progress(0, desc="preparing")
             shown = compose(
-                compositor, source, put, path, int(size), float(gamma), int(seed),
+                compositor, source, put, path, int(size), float(gamma), int(seed), int(steps), cache,
                 lambda done, total: progress((done, total), unit="frames"),
             )  # fmt: skip
         except Exception as error:
@@ -264,6 +283,13 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
                 raise
             raise gr.Error(line, duration=None, print_exception=False) from error
         return shown.before, shown.after, shown.after, shown.note
+
+    def sampling(name: str) -> tuple[Any, Any]:
+        with gr.Row():
+            steps = gr.Number(
+                0, precision=0, minimum=0, label="Steps", info="0: as the weights were trained", min_width=110
+            )
+            return steps, cache_choice(f"{name}-cache")
 
     def results(name: str, welcome: str) -> tuple[Any, Any, Any, Any]:
         with gr.Row():
@@ -307,6 +333,7 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
                         dilate = gr.Slider(0, 32, value=defaults.dilate, step=1, label="Grow the mask")
                         seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
                         preview = gr.Checkbox(False, label=f"Preview: {PREVIEW} frames", elem_id="preview")
+                    sampled = sampling("remove")
                     button = gr.Button("Remove", variant="primary", size="lg", elem_id="remove")
                 with gr.Column(scale=5, min_width=420):
                     out = results("remove", WELCOME)
@@ -326,13 +353,14 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
                         size = gr.Number(0, precision=0, minimum=0, label="Rows (0: default)", min_width=110)
                         gamma = gr.Slider(0.4, 1.9, value=1.0, step=0.05, label="Gamma")
                         seed_of_composite = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
+                    put_sampled = sampling("put")
                     put = gr.Button("Put in", variant="primary", size="lg", elem_id="put")
                 with gr.Column(scale=5, min_width=420):
                     composed = results("put", COMPOSE)
         clip.change(on_clip, clip, [editor, about], api_visibility="private", show_progress="hidden")
         made = button.click(
             on_remove,
-            [clip, editor, mask, moves, dilate, preview, seed],
+            [clip, editor, mask, moves, dilate, preview, seed, *sampled],
             list(out),
             api_name="remove",
             show_progress_on=out[1],
@@ -340,7 +368,7 @@ def build(weights: str | None = None, composite_weights: str | None = None) -> g
         offer_when_done(made, out[2])
         done = put.click(
             on_compose,
-            [scene, element, path, size, gamma, seed_of_composite],
+            [scene, element, path, size, gamma, seed_of_composite, *put_sampled],
             list(composed),
             api_name="put_in",
             show_progress_on=composed[1],

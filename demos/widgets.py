@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydit.core.open_pipeline import CACHES
-
 if TYPE_CHECKING:
     import gradio as gr
 
 __all__ = ["before_after", "cache_choice", "cache_setting", "examples", "offer_when_done", "upload_picture"]
+
+PAGE_CACHES = ("taylorseer", "fora", "delta-dit", "block-span", "first-block")
+"""Those that suit any transformer; the others are for UNets, for long attention, or for certain families."""
 
 
 def upload_picture(
@@ -63,18 +64,17 @@ def before_after(label: str, elem_id: str = "comparison", height: int = 560) -> 
     )
 
 
-def cache_choice() -> gr.Dropdown:
+def cache_choice(elem_id: str = "cache") -> gr.Dropdown:
     """A choice of what steps reuse of one another, for pages whose networks are asked in several."""
     import gradio as gr
 
     return gr.Dropdown(
-        # DeepCache is for UNets, and the pages have transformers.
-        ["none", *(name for name in CACHES if name != "deepcache")],
+        ["none", *PAGE_CACHES],
         value="none",
         min_width=120,
         label="Cache",
         info="Parts of later steps are taken from earlier ones. Needs several steps.",
-        elem_id="cache",
+        elem_id=elem_id,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .adaspa import AdaSpa
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
+from .cache_files import read_policy
 from .classifier_guidance import ClassifierGuidance
 from .deepcache import DeepCache
 from .delta_dit import BlockSpan, DeltaDiT
@@ -15,8 +16,10 @@ from .first_block import FirstBlock
 from .guided_distillation import GuidedDistillation
 from .handle import Handle, accelerate
 from .inner_loop import Feedback, InnerLoop, InnerLoopTraining
+from .learning import learn_feedback, learn_router
 from .mag_cache import MagCache, magnitude_ratios
 from .mmd_finetuning import MMDFinetuning
+from .mmd_objective import MMDObjective, RandomFeatures
 from .plan import Plan
 from .policy import Replay
 from .redundancy import Redundancy, study
@@ -45,8 +48,10 @@ __all__ = [
     "InnerLoop",
     "InnerLoopTraining",
     "MMDFinetuning",
+    "MMDObjective",
     "MagCache",
     "Plan",
+    "RandomFeatures",
     "Redundancy",
     "Replay",
     "Report",
@@ -57,6 +62,9 @@ __all__ = [
     "TaylorSeer",
     "TrajectoryDistillation",
     "accelerate",
+    "learn_feedback",
+    "learn_router",
     "magnitude_ratios",
+    "read_policy",
     "study",
 ]

@@ -23,7 +23,7 @@ from .report import Report
 from .shortcut import shortcuts
 from .sites import SpanSite, Unbind, bind
 
-__all__ = ["Handle", "accelerate", "frozen", "handle_of", "refuse_second"]
+__all__ = ["Handle", "accelerate", "frozen", "handle_of", "network_of", "refuse_second"]
 
 ONE_STEP = "the network is asked in one step only, and a cache lives from step to step; take more steps"
 
@@ -51,14 +51,23 @@ def accelerate(target: Any, policy: Policy | RAS, strict: bool = False) -> Any:
         >>> pipe(class_labels=[207], num_inference_steps=50)
         >>> print(handle.report())
     """
-    outer, pipe = target, None
-    if not isinstance(target, nn.Module):
-        outer, pipe = getattr(target, "transformer", None) or getattr(target, "unet", None), target
-        if not isinstance(outer, nn.Module):
-            raise PolyditError(
-                f"cache: {type(target).__name__} has neither a transformer nor a unet; give the network itself"
-            )
-    return policy.attach(outer, pipe, strict)
+    return policy.attach(*network_of(target), strict)
+
+
+def network_of(target: Any) -> tuple[nn.Module, Any]:
+    """The network, and the pipeline that it came in or None.
+
+    Raises:
+        PolyditError: it is neither.
+    """
+    if isinstance(target, nn.Module):
+        return target, None
+    outer = getattr(target, "transformer", None) or getattr(target, "unet", None)
+    if not isinstance(outer, nn.Module):
+        raise PolyditError(
+            f"cache: {type(target).__name__} has neither a transformer nor a unet; give the network itself"
+        )
+    return outer, target
 
 
 def handle_of(target: Any) -> Handle | None:

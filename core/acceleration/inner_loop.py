@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,6 +60,25 @@ class Feedback(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write safetensors."""
         save_tensors(self.state_dict(), Path(path), {"start": str(self.start), "stop": str(self.stop)})
+
+    @classmethod
+    def read(cls, path: str | Path, model: nn.Module) -> Feedback:
+        """The one that :meth:`save` wrote for this network.
+
+        Raises:
+            PolyditError: it belongs to another network, or is none.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+            start, stop = int(header["start"]), int(header["stop"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise PolyditError(
+                f"{path}: holds no feedback block ({error}); Feedback.save writes one"
+            ) from error
+        feedback = cls(model, start, stop)
+        feedback.load(path)
+        return feedback.requires_grad_(False)
 
     def load(self, path: str | Path) -> None:
         """Read what :meth:`save` wrote.

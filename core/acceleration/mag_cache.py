@@ -12,7 +12,7 @@ from ..errors import PolyditError
 from .clock import Moment
 from .delta_dit import span
 from .estimators import Taylor
-from .policy import Policy, need_total
+from .policy import Policy
 from .sites import CacheSite, SpanSite
 
 __all__ = ["MagCache", "magnitude_ratios"]
@@ -57,13 +57,14 @@ class MagCache(Policy):
         """One span: all blocks."""
         return [span(model, 0, None, Taylor())]
 
-    def begin(self, total: int | None) -> None:
-        """The ratios are by step."""
-        need_total(self, total)
-
     def computes(self, moment: Moment, site: CacheSite) -> bool | None:
-        """By the accumulated ratios."""
-        total = need_total(self, moment.total)
+        """By the accumulated ratios; a run of which nobody says the length has that of the ratios."""
+        total = len(self.ratios) if moment.total is None else moment.total
+        if moment.step >= total:
+            raise PolyditError(
+                f"{self}: its ratios are of {total} steps, and the run goes on; sample inside "
+                "`with handle.run(steps):`, or accelerate the pipeline rather than its network"
+            )
         if total not in self._schedules:
             self._schedules[total] = self.schedule(total)
         return self._schedules[total][moment.step]

@@ -57,5 +57,8 @@ class MMDFinetuning:
         """The distance of as many samples from as many real ones; may be below zero."""
         if len(noise) != len(real):
             raise PolyditError(f"MMD: {len(noise)} samples and {len(real)} real ones; give as many")
-        samples = self.features(self.sample(denoise, noise)).flatten(1)
-        return kernel_distance(samples, self.features(real).flatten(1), self.kernel)
+        return self.distance(self.sample(denoise, noise), real)
+
+    def distance(self, samples: Tensor, real: Tensor) -> Tensor:
+        """That of samples (B, C, ...) from real ones, with gradients."""
+        return kernel_distance(self.features(samples).flatten(1), self.features(real).flatten(1), self.kernel)

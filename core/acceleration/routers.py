@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,29 @@ class Router(nn.Module):
         """Keep scores where they can still move; call it behind every step of the optimiser."""
         self.logits.clamp_(-LIMIT, LIMIT)
         self.logits[0] = LIMIT
+
+    def share(self, threshold: float = 0.1) -> float:
+        """Part of steps and sites that is computed, the first step with them."""
+        return float((self.logits.detach().sigmoid() > threshold).float().mean())
+
+    @torch.no_grad()
+    def meet(self, share: float, threshold: float = 0.1) -> None:
+        """Shift all scores so that this part of steps and sites is computed; their order stays.
+
+        Raises:
+            PolyditError: the first step alone is more.
+        """
+        steps, sites = self.logits.shape
+        wanted = round(share * steps * sites) - sites
+        if not 0 <= wanted <= (steps - 1) * sites:
+            raise PolyditError(
+                f"share {share}: give {1 / steps:.2f} to 1; the first of {steps} steps is full"
+            )
+        ranked = self.logits[1:].flatten().sort(descending=True).values
+        limit = math.log(threshold / (1 - threshold))
+        bounds = torch.cat([ranked[:1] + 1, ranked, ranked[-1:] - 1])
+        self.logits[1:] += limit - (bounds[wanted] + bounds[wanted + 1]) / 2
+        self.clamp_()
 
     def save(self, path: str | Path) -> None:
         """Write safetensors in the released layout: ``routers.{i}.prob``, i counting from the last step sampled."""

@@ -128,6 +128,7 @@ def test_two_clips_are_put_together_by_the_weights_that_came_with_the_task(
 
 def test_a_client_gets_the_bytes_of_the_command(url: str, tiny: Path, files: dict[str, Path], tmp_path: Path):
     from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
 
     client = Client(url, verbose=False, download_files=str(tmp_path / "client"))
     assert {"/remove", "/put_in"} <= set(client.view_api(return_format="dict")["named_endpoints"])
@@ -138,6 +139,14 @@ def test_a_client_gets_the_bytes_of_the_command(url: str, tiny: Path, files: dic
     assert main(list(map(str, [*words, "--weights", tiny, "--output", tmp_path / "out"]))) == 0
     assert Path(download).read_bytes() == (tmp_path / "out/clip_inpainted.mp4").read_bytes()
     assert "96 × 64" in note
+    settings = {"clip": handle_file(files["clip"]), "mask": handle_file(files["mask"]), "cache": "fora"}
+    *_, cached, note = client.predict(**settings, steps=4, api_name="/remove")
+    words[-1:] = [words[-1], "--steps", 4, "--cache", "fora"]
+    assert main(list(map(str, [*words, "--weights", tiny, "--output", tmp_path / "cached"]))) == 0
+    assert Path(cached).read_bytes() == (tmp_path / "cached/clip_inpainted.mp4").read_bytes()
+    assert "--steps 4 --cache fora" in note
+    with pytest.raises(AppError, match="asked in one step only"):
+        client.predict(**settings, api_name="/remove")
     client.close()
 
 

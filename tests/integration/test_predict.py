@@ -371,3 +371,46 @@ def test_results_of_other_inputs_are_not_taken_for_ones_own(
     by_kind = {"image": ("{stem}.png",), "video": ("{stem}_x2.png",), ".glb": ("{stem}_x4.png",)}
     kinds = {"JPG": "a.png", "mp4": "a_x2.png", "glb": "a_x4.png", "unknown": "a.png"}
     assert all(found("a", by_kind=by_kind, suffix=suffix) == [name] for suffix, name in kinds.items())
+
+
+@pytest.mark.parametrize("method", ["harmonica", "inner-loop", "mag-cache"])
+def test_a_learned_cache_is_a_cache(
+    run: Any,
+    photos: Path,
+    tmp_path: Path,
+    dummy_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    method: str,
+):
+    steps = 6
+
+    @torch.no_grad()
+    def ask(self: Any, image: Any, amount: float) -> Any:
+        for step in range(steps):
+            answer = self.transformer(torch.ones(1, 3, 4, 4), torch.full((1,), 900.0 - 100 * step))
+        assert not answer.sample.requires_grad
+        return image
+
+    monkeypatch.setattr("polydit_dummy.pipeline.DuskPipeline.__call__", ask)
+    words = ["--input", photos / "a.png", "--output", tmp_path / "cache", "--weights", dummy_weights]
+    words = ["dummy", "learn-cache", *words, "--passes", 3, "--method", method]
+    assert main(list(map(str, words))) == 0
+    told = capsys.readouterr().out
+    assert "6 steps; relative error of the last state and answer" in told
+    (file,) = (tmp_path / "cache").iterdir()
+    assert f"--cache {file} --steps 6" in told
+    code, lines = run("--input", photos / "a.png", "--cache", file)
+    assert code == 0, lines
+    cache = results(tmp_path)["inputs"][0]["cache"]
+    assert cache["steps"] == 6
+    assert (
+        cache["computed"] < cache["of"] or method == "mag-cache"
+    )  # whose ratios may say that nothing is alike
+    assert main(list(map(str, words))) == 2  # the file is there
+    assert "--overwrite" in capsys.readouterr().err
+    steps = 1
+    assert main(list(map(str, [*words, "--overwrite"]))) == 2
+    assert "in one step only" in capsys.readouterr().err
+    assert file.is_file()
+    assert len(list(file.parent.iterdir())) == 1  # nothing half written

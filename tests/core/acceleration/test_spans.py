@@ -253,9 +253,15 @@ def test_models_and_runs_that_do_not_fit(make_dit):
         pytest.raises(PolyditError, match="order 2 needs 3"),
     ):
         handle.policy.plan(6, handle.sites)
-    for policy in (DeltaDiT(2), MagCache([1.0] * 4)):
-        with accelerate(model, policy), pytest.raises(PolyditError, match="must know the number of steps"):
-            model(x, t, y)
+    with accelerate(model, DeltaDiT(2)), pytest.raises(PolyditError, match="must know the number of steps"):
+        model(x, t, y)
+    with accelerate(
+        model, MagCache([1.0] * 4)
+    ):  # a run of which nobody says the length has that of the ratios
+        for step in range(4):
+            model(x, t - 0.1 * step, y)
+        with pytest.raises(PolyditError, match="its ratios are of 4 steps, and the run goes on"):
+            model(x, t - 0.4, y)
     with accelerate(model, FirstBlock(0.1)) as handle:
         with pytest.raises(PolyditError, match="decides while it runs"):
             handle.policy.plan(4, handle.sites)
