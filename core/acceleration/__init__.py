@@ -10,6 +10,7 @@ from .adaspa import AdaSpa
 from .adversarial_distillation import AdversarialDistillation, FeatureDiscriminator
 from .cache_files import read_policy
 from .classifier_guidance import ClassifierGuidance
+from .classifier_samplers import guided_ancestral, guided_heun
 from .deepcache import DeepCache
 from .delta_dit import BlockSpan, DeltaDiT
 from .first_block import FirstBlock
@@ -62,6 +63,8 @@ __all__ = [
     "TaylorSeer",
     "TrajectoryDistillation",
     "accelerate",
+    "guided_ancestral",
+    "guided_heun",
     "learn_feedback",
     "learn_router",
     "magnitude_ratios",
