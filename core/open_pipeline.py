@@ -24,7 +24,6 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "block-span": ("BlockSpan", {"interval": 3, "order": 1, "start": 0, "stop": None}),
     "first-block": ("FirstBlock", {"threshold": 0.08}),
     "deepcache": ("DeepCache", {"interval": 3}),
-    "ras": ("RAS", {"ratio": 0.5, "start": 4, "starvation": 0.1}),
     "rettention": ("Rettention", {"sparsity": 0.25, "warmup": 5, "interval": 5, "text_tokens": 0}),
     "adaspa": ("AdaSpa", {"sparsity": 0.8, "block": 64, "text_tokens": 0}),
 }

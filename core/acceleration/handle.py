@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,18 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import PolyditError
 from ..probing.calls import WATCHER
+from .attached import ONE_STEP, Attached
 from .blocks import unwrap
-from .clock import Clock, Moment
+from .clock import Moment
 from .plan import Plan
 from .policy import Policy
 from .regions import RAS
 from .report import Report
 from .shortcut import shortcuts
-from .sites import SpanSite, Unbind, bind
+from .sites import SpanSite
 
-__all__ = ["Handle", "accelerate", "frozen", "handle_of", "network_of", "refuse_second"]
-
-ONE_STEP = "the network is asked in one step only, and a cache lives from step to step; take more steps"
+__all__ = ["Handle", "accelerate", "frozen", "handle_of", "network_of"]
 
 
 def accelerate(target: Any, policy: Policy | RAS, strict: bool = False) -> Any:
@@ -91,7 +87,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-class Handle:
+class Handle(Attached):
     """A cache on a model; made by :func:`accelerate`.
 
     Attributes:
@@ -104,52 +100,19 @@ class Handle:
     moment: Moment
 
     def __init__(self, outer: nn.Module, policy: Policy, pipe: Any = None, strict: bool = False) -> None:
-        self.model = unwrap(outer)
-        self.policy, self.strict = policy, strict
-        refuse_second(self.model)
+        super().__init__(outer, policy, pipe, strict)
         self.sites = policy.sites(self.model)
-        self.clock = Clock(pipe)
-        self._signature = inspect.signature(self.model.forward)
         self._rows: list[tuple[bool, ...]] = []  # of the first branch of the present run
         self._calls = self._asked = self._computed = 0
         self._shapes: dict[int, Any] = {}
         self._inside = False
-        self._warned = False
         self._bytes = 0
         self._total: int | None = None
         self._seen: set[str] = set()
         self._entry = outer if hasattr(outer, "_orig_mod") else self.model
-        self._undo: list[Unbind] = []
         self._bind()
 
     # -- what a user calls ----------------------------------------------------------------------------------
-
-    @contextmanager
-    def run(self, steps: int) -> Iterator[Handle]:
-        """One sampling run of that many steps, for loops that the clock cannot know.
-
-        Raises:
-            PolyditError: a run is open already; within it, a step too many.
-        """
-        self.clock.open(steps)
-        try:
-            yield self
-        finally:
-            self.clock.close()
-            self._sleep()
-
-    def remove(self) -> None:
-        """Take the cache off; the model is as it was."""
-        self._unbind()
-        self._sleep()
-        for site in self.sites:
-            site.forget()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
     def report(self) -> Report:
         """What the present or last run computed.
@@ -169,10 +132,6 @@ class Handle:
             self._bytes,
         )
 
-    def explains(self, error: PolyditError) -> bool:
-        """Whether it is the cache that complains."""
-        return str(error).startswith(f"{self.policy}: ")
-
     @contextmanager
     def call(self, arguments: dict[str, Any]) -> Iterator[None]:
         """A call of the model that goes past its ``forward``; within one that is going on, a part of it."""
@@ -183,7 +142,7 @@ class Handle:
         try:
             yield
         except BaseException:
-            self._sleep()
+            self._forget()
             self.clock.restart()
             raise
         self._leave(self.model, (), None)
@@ -209,12 +168,7 @@ class Handle:
             self._entry.register_forward_hook(torch.compiler.disable(self._leave)),
         )
         self._undo += [hook.remove for hook in hooks]
-        self._undo += keep_apart(self)
-
-    def _unbind(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
+        self._keep_apart()
 
     # -- around each call of the model ----------------------------------------------------------------------
 
@@ -224,8 +178,8 @@ class Handle:
         self._open(self._signature.bind_partial(*args, **kwargs).arguments)
 
     def _open(self, call: dict[str, Any]) -> None:
-        if steps_aside(self):
-            self._sleep()
+        if self._steps_aside():
+            self._forget()
             return
         self._check(call)
         moment = self.clock.tick(call.get("timestep", call.get("t")))
@@ -292,59 +246,8 @@ class Handle:
                 f"{self.policy}: leaves blocks out, behind which a side branch adds its own; take TaylorSeer or FORA"
             )
 
-    def _sleep(self) -> None:
+    def _forget(self) -> None:
         self._inside = False
         for site in self.sites:
             site.active = False
             site.forget()
-
-
-def steps_aside(handle: Any) -> bool:
-    """Whether the model trains: nothing is kept then and nothing is left out; said once."""
-    if not handle.model.training:
-        return False
-    if not handle._warned:
-        warnings.warn(
-            f"{handle.policy}: the model is in training mode, so its cache is off; model.eval() switches it on",
-            stacklevel=3,
-        )
-        handle._warned = True
-    handle.clock.restart()
-    return True
-
-
-def keep_apart(handle: Any) -> list[Unbind]:
-    """Mark the model as having a cache, refuse one of diffusers beside it, keep copies without; what undoes it.
-
-    Args:
-        handle: with ``model``, ``policy``, ``_bind`` and ``_unbind``.
-    """
-    model = handle.model
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise PolyditError(f"cache: the model has one already, {handle.policy}; remove() it first")
-
-    def copied(memo: dict[int, Any]) -> nn.Module:
-        # What is bound are closures over this model's own modules: a copy that kept them would run those.
-        handle._unbind()
-        try:
-            return copy.deepcopy(model, memo)
-        finally:
-            handle._bind()
-
-    object.__setattr__(model, WATCHER, handle)
-    undo = [lambda: object.__delattr__(model, WATCHER), bind(model, "__deepcopy__", copied)]
-    return [*undo, bind(model, "enable_cache", refuse)] if hasattr(model, "enable_cache") else undo
-
-
-def refuse_second(model: nn.Module) -> None:
-    """Refuse a model that has a cache, of ours or of diffusers.
-
-    Raises:
-        PolyditError: it has.
-    """
-    other = model.__dict__.get(WATCHER)
-    if other is not None:
-        raise PolyditError(f"cache: the model has one already, {other.policy}; remove() it first")
-    if getattr(model, "is_cache_enabled", False):
-        raise PolyditError("cache: the model has one of diffusers; call disable_cache() first")

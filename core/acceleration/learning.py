@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import PolyditError
 from ..probing.calls import WATCHER
+from .attached import ONE_STEP, refuse_second
 from .blocks import find_blocks, unwrap
 from .clock import Clock, Moment
-from .handle import ONE_STEP, accelerate, frozen, network_of, refuse_second
+from .handle import accelerate, frozen, network_of
 from .inner_loop import Feedback, InnerLoop
 from .policy import Policy
 from .routers import Router, SoftRouting

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from ..backbones import DiT
 from ..backbones.dit import DiTBlock
 from ..diffusion import Denoise
 from ..errors import PolyditError
-from .blocks import find_blocks, unwrap
-from .clock import Clock
-from .handle import ONE_STEP, keep_apart, refuse_second, steps_aside
+from .attached import ONE_STEP, Attached
+from .blocks import find_blocks
 from .plan import Plan
 from .regions import RAS, Selection
 from .report import Report
-from .sites import Unbind, bind
+from .sites import bind
 
 __all__ = ["RegionHandle"]
 
@@ -33,7 +31,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
 layer from tokens to patches."""
 
 
-class RegionHandle:
+class RegionHandle(Attached):
     """RAS on a model; made by ``accelerate(model, RAS(...))``.
 
     The prediction that counts is the guided one, so the sampler's network goes through :meth:`guide`; for a pipeline of
@@ -41,23 +39,18 @@ class RegionHandle:
     """
 
     def __init__(self, outer: nn.Module, settings: RAS, pipe: Any = None, strict: bool = False) -> None:
-        model: Any = unwrap(outer)
-        self.model = model
-        self.policy, self.strict = settings, strict
-        refuse_second(self.model)
-        self.clock = Clock(pipe)
-        self._signature = inspect.signature(self.model.forward)
+        super().__init__(outer, settings, pipe, strict)
         self._active: Tensor | None = None  # of this call
         self._step = 0
         self._keeps = False
         self._branch = 0
         self._values: dict[tuple[int, int], Tensor] = {}
         self._selection: Selection | None = None
-        self._aside = self._warned = False
+        self._aside = False
         self._calls = self._asked = self._computed = self._bytes = 0
         self.tokens_run: list[int] = []
-        self._undo: list[Unbind] = []
         self._count = 0
+        model = self.model
         patch = model.patch_size if isinstance(model, DiT) else model.config.patch_size
         self._patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
         self._pipe = pipe
@@ -75,28 +68,11 @@ class RegionHandle:
 
         return merged
 
-    @contextmanager
-    def run(self, steps: int) -> Iterator[RegionHandle]:
-        """One sampling run of that many steps, for loops that the clock cannot know.
-
-        Raises:
-            PolyditError: a run is open already; within it, a step too many.
-        """
-        self.clock.open(steps)
-        try:
-            yield self
-        finally:
-            self.clock.close()
-
     def report(self) -> Report:
         """What the present or last run computed; the plan has one site: whether a step ran all tokens."""
         rows = tuple((count == self._count,) for count in self.tokens_run)
         plan = Plan(("all tokens",), rows)
         return Report(str(self.policy), plan, self._calls, self._asked, self._computed, self._bytes)
-
-    def explains(self, error: PolyditError) -> bool:
-        """Whether it is the cache that complains."""
-        return str(error).startswith(f"{self.policy}: ")
 
     def call(self, arguments: dict[str, Any]) -> AbstractContextManager[None]:
         """Refuse groups of tokens, which say where their calls begin.
@@ -113,21 +89,13 @@ class RegionHandle:
         """As :meth:`call`."""
         return self.call({})
 
-    def remove(self) -> None:
-        """Take it off; the model is as it was."""
-        self._unbind()
+    def _forget(self) -> None:
         self._values.clear()
-
-    def __enter__(self) -> RegionHandle:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
     # -- steps ----------------------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._aside = steps_aside(self)
+        self._aside = self._steps_aside()
         if self._aside:
             self._active, self._keeps, self._selection = None, False, None
             self._values.clear()
@@ -173,12 +141,7 @@ class RegionHandle:
         self._undo.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         if self._pipe is not None:
             self._bind_scheduler(self._pipe)
-        self._undo += keep_apart(self)
-
-    def _unbind(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
+        self._keep_apart()
 
     def _bind_tokens(self) -> None:
         model = self.model

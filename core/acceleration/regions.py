@@ -70,6 +70,9 @@ class RAS:
         if self.released and self.high_ratio == 0:
             raise PolyditError("RAS high_ratio 0: the released code leaves no token over; use released=False")
 
+    def __str__(self) -> str:
+        return f"RAS(ratio={self.ratio:g}, start={self.start})"
+
     def attach(self, outer: Any, pipe: Any, strict: bool) -> Any:
         """What ``accelerate`` does with it."""
         from .region_sampling import RegionHandle
