@@ -43,6 +43,9 @@ class CloudFormulation:
         std: one number for all axes, of all training points.
         guidance_scale: that predictions use by default; 1 is none, as published.
         steps: sampling steps by default; as published 1000.
+        guidance_range: least and greatest guidance scale of a distilled network, which reads it and is asked once a
+            step (:mod:`.cloud_distillation`); None is a network that is guided by a second call.
+        only_steps: the one number of steps that a distilled network can do; None is any.
     """
 
     categories: list[str] = field(default_factory=lambda: ["chair"])
@@ -51,12 +54,34 @@ class CloudFormulation:
     std: float = 1.0
     guidance_scale: float = 1.0
     steps: int = 1000
+    guidance_range: list[float] | None = None
+    only_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not self.categories or len(set(self.categories)) != len(self.categories):
             raise PolyditError(f"formulation.categories {self.categories}: name each category once")
         if len(self.mean) != 3 or not self.std > 0:
             raise PolyditError("formulation: mean has three numbers, and std is greater than 0")
+        if self.guidance_range is not None and (
+            len(self.guidance_range) != 2 or not 0 <= self.guidance_range[0] < self.guidance_range[1]
+        ):
+            raise PolyditError(
+                f"formulation.guidance_range {self.guidance_range}: give the least and the greatest scale, such as "
+                "[1.0, 5.0]"
+            )
+        self.check_guidance(self.guidance_scale, "formulation.guidance_scale")
+
+    def check_guidance(self, scale: float, option: str = "--guidance-scale") -> None:
+        """Refuse a guidance scale that a distilled network has never read.
+
+        Raises:
+            PolyditError: it is outside of ``guidance_range``.
+        """
+        if self.guidance_range is not None and not self.guidance_range[0] <= scale <= self.guidance_range[1]:
+            least, greatest = self.guidance_range
+            raise PolyditError(
+                f"{option} {scale:g}: the network was distilled for {least:g} to {greatest:g}; stay within"
+            )
 
     def config(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -130,7 +130,7 @@ class PointClouds(DiffusionModule):
 
         panels = []
         for name in self.formulation.categories[:4]:
-            made = pipeline(name, steps=25, generator=generator).points[0]
+            made = pipeline(name, steps=self.formulation.only_steps or 25, generator=generator).points[0]
             rows = (batch["label"] == self.formulation.categories.index(name)).nonzero()
             panel = {"made": made}
             if len(rows):

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core.acceleration.guided_distillation import guidance_features
 from ...core.diffusion import Guidance, Parameterization, Step, with_scheduler
 from ...core.errors import PolyditError
 from ...core.pipeline import LoadsLora
@@ -60,6 +61,11 @@ class PointCloudPipeline(LoadsLora, DiffusionPipeline):
         self.register_to_config(formulation=formulation, parameterization=parameterization)
         self.formulation = CloudFormulation(**(formulation or {}))
         self.parameterization = Parameterization.from_config(parameterization)
+        if self.formulation.guidance_range and not getattr(transformer.config, "pooled_projection_dim", None):
+            raise PolyditError(
+                f"formulation.guidance_range {self.formulation.guidance_range}: this network reads no guidance; it is "
+                "for those of DistilledPointClouds"
+            )
 
     @property
     def categories(self) -> list[str]:
@@ -87,7 +93,7 @@ class PointCloudPipeline(LoadsLora, DiffusionPipeline):
             num: how many.
             num_points: of each; default as in training. The network takes any number.
             steps: of the sampler; default as the weights say.
-            guidance_scale: 1 is none; default as the weights say.
+            guidance_scale: 1 is none; default as the weights say. A distilled network reads it in its one call a step.
             generator: source of the noise, on the CPU.
             batch_size: clouds in memory at a time.
             trajectory: also return what was predicted at each step.
@@ -104,13 +110,18 @@ class PointCloudPipeline(LoadsLora, DiffusionPipeline):
         if points < 16:
             raise PolyditError(f"--points {points}: give 16 or more")
         scale = self.formulation.guidance_scale if guidance_scale is None else guidance_scale
+        self.formulation.check_guidance(scale)
+        reads = self.formulation.guidance_range is not None
         null = self.transformer.config.num_classes
-        if scale != 1 and not self.transformer.config.class_dropout_prob:
+        if scale != 1 and not reads and not self.transformer.config.class_dropout_prob:
             raise PolyditError(
                 f"--guidance-scale {scale:g}: these weights were trained without an empty category; leave it out"
             )
         if noise is None:
             noise = randn_tensor((num, 3, points), generator=generator)
+        only = self.formulation.only_steps
+        if only and steps not in (None, only):
+            raise PolyditError(f"--steps {steps}: these weights were distilled to {only}; leave it out")
         steps = steps or self.formulation.steps
         device, dtype = self.transformer.device, self.transformer.dtype
         total = -(-num // batch_size) * steps
@@ -122,10 +133,15 @@ class PointCloudPipeline(LoadsLora, DiffusionPipeline):
 
             def with_label(number: int, batch: int = len(x)) -> Callable[[Tensor, Tensor], Tensor]:
                 labels = torch.full((batch,), number, device=device)
-                return lambda x_t, t: self.transformer(x_t.to(dtype), t, labels).sample.float()
+                told = {}
+                if reads:
+                    weight = torch.full((batch,), scale - 1, device=device)
+                    features = guidance_features(weight, self.transformer.config.pooled_projection_dim)
+                    told["pooled_projections"] = features.to(dtype)
+                return lambda x_t, t: self.transformer(x_t.to(dtype), t, labels, **told).sample.float()
 
             denoise = with_label(label)
-            if scale != 1:
+            if scale != 1 and not reads:
                 denoise = Guidance(scale).separate(denoise, with_label(null), self.parameterization.time)
 
             def watch(step: Step, done: int = start // batch_size * steps, kept: list[Tensor] = kept) -> None:
