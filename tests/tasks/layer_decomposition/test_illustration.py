@@ -247,6 +247,21 @@ def test_true_layers_cost_nothing_and_each_loss_sees_its_own_fault():
         assert losses["iou"].item() > 0.05
 
 
+def test_a_layer_that_is_there_weighs_more_than_one_that_is_not():
+    true = torch.zeros(1, 4, 4, 16, 16)
+    true[:, 3] = -1.0  # alphas of zero
+    true[:, 3, 0] = 1.0  # the flat colours are there
+
+    def cost(role, value):
+        faulty = true.clone()
+        faulty[:, 3, role] = value
+        return layer_losses(faulty, true)["iou"].item()
+
+    whole = iou_loss(torch.ones(1, 16, 16), torch.zeros(1, 16, 16)).item()
+    assert cost(0, -1.0) == pytest.approx(whole / 1.6)  # weights 1, .2, .2, .2
+    assert cost(2, 1.0) == pytest.approx(0.2 * whole / 1.6)
+
+
 def test_loss_closed_forms():
     half, whole = torch.full((1, 1, 10, 10), 0.5), torch.ones(1, 1, 10, 10)
     assert iou_loss(half, whole).item() == pytest.approx(1 - 50.2 / 100.2)  # with its floor
