@@ -256,6 +256,10 @@ def _summary(
         parts.append(
             f"{sum(found.skipped.values())} files of other kinds skipped ({count_suffixes(found.skipped)})"
         )
+    caches = [record["cache"] for record in records.values() if "cache" in record]
+    if caches and all(cache["computed"] == cache["of"] for cache in caches):
+        # Thresholds and few steps may leave a cache without anything to do, which only its name would hide.
+        parts.append(f"--cache {options.cache} left nothing out; its settings or more --steps would")
     if count["failed"]:
         parts.append(f"{count['failed']} of {len(found.jobs)} failed (see {options.output / RESULTS})")
     say("polydit: " + "; ".join(parts))

@@ -78,7 +78,7 @@ class RandomFeatures:
         """(B, C, ...) -> (B, C cells^axes); of a cloud (B, C)."""
         if values.ndim == 3:
             return values.mean(2)
-        pool = F.adaptive_avg_pool2d if values.ndim == 4 else F.adaptive_avg_pool3d
+        pool: Any = F.adaptive_avg_pool2d if values.ndim == 4 else F.adaptive_avg_pool3d
         return pool(values, [min(self.cells, size) for size in values.shape[2:]]).flatten(1)
 
     def _of(self, channels: int, axes: int) -> list[tuple[Tensor, Tensor]]:

@@ -73,6 +73,7 @@ class DistilledPointClouds(PointClouds):
                 "--model.formulation.guidance_range: is missing; name the least and the greatest guidance scale "
                 "that the student shall know, such as [1.0, 5.0]"
             )
+        least, greatest = formulation.guidance_range
         only = steps if kind == "halved" else None
         formulation = replace(formulation, steps=steps, only_steps=only)
         super().__init__(backbone, objective, formulation, sampler=sampler, **kwargs)
@@ -83,16 +84,17 @@ class DistilledPointClouds(PointClouds):
             raise PolyditError(
                 f"--model.sampler {self.sampler}: what is distilled are deterministic steps; choose euler or ddim"
             )
-        if backbone.config.pooled_projection_dim is None:
+        config: Any = backbone.config
+        if config.pooled_projection_dim is None:
             raise PolyditError(
                 "--model.backbone.pooled_projection_dim: is missing; a student reads guidance there, set it to 256"
             )
+        self.features = int(config.pooled_projection_dim)
         if self.adapter_options is not None or self.difffit is not None:
             option = "tune difffit" if self.adapter_options is None else "adapter"
             raise PolyditError(f"--model.{option}: a student is trained as a whole; leave it out")
         if kind == "halved":
             self._refuse_blind_steps(steps)
-        least, greatest = formulation.guidance_range
         self.distillation = GuidedDistillation(self.objective, least - 1, greatest - 1)
         # Not a child: frozen, and not saved with what is trained.
         self._taught: tuple[PointCloudPipeline, ...] = ()
@@ -173,7 +175,7 @@ class DistilledPointClouds(PointClouds):
         if stage == "fit" and self.init_weights is None and not is_on_meta(self.backbone):
             network = self.taught.transformer
             if self.kind == "guided":
-                network = with_guidance(network, self.backbone.config.pooled_projection_dim)
+                network = with_guidance(network, self.features)
             state = network.state_dict()
             own = self.backbone.state_dict()
             if problem := difference(own, state, own.keys()):
@@ -187,7 +189,7 @@ class DistilledPointClouds(PointClouds):
     def train(self, mode: bool = True) -> DistilledPointClouds:
         """No label is dropped: the student learns what its category asks for, guided away from the empty one."""
         super().train(mode)
-        label_embed = self.backbone.label_embed
+        label_embed: nn.Module | None = self.backbone.label_embed  # type: ignore[assignment]
         if label_embed is not None:
             label_embed.eval()
         return self
@@ -236,7 +238,7 @@ class DistilledPointClouds(PointClouds):
         return (low + (high - low) * share).float()
 
 
-def _asked(network: nn.Module, labels: Tensor, guidance: Tensor | None = None) -> Callable[..., Tensor]:
+def _asked(network: Any, labels: Tensor, guidance: Tensor | None = None) -> Callable[..., Tensor]:
     """The network with its category, and with guidance (B,) if it reads that; answers (B, 3, N) in float32 or wider."""
     given = {}
     if guidance is not None:

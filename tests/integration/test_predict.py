@@ -223,6 +223,11 @@ def test_a_cache_is_on_while_the_task_runs(
     cache = results(tmp_path)["inputs"][0]["cache"]
     assert (cache["steps"], cache["full_steps"]) == (6, full)
     assert cache["computed"] == 4 * len(full) < cache["of"] == 24
+    assert "left nothing out" not in lines[-1]
+    if name == "taylorseer":
+        steps = 2  # both of them full
+        code, lines = run("--input", photos / "a.png", "--cache", name, "--overwrite")
+        assert (code, "--cache taylorseer left nothing out; " in lines[-1]) == (0, True)
     steps = 1
     code, lines = run("--input", photos / "a.png", "--cache", name, "--overwrite")
     assert code == 2
