@@ -38,7 +38,7 @@ SEGMENTERS = {
 USES = {
     "SegmentationPipeline": {"edges", "min_max", "looks", "box", "detail_side"},
     "PDFNetPipeline": {"min_max", "box", "depth"},
-    "FewShotPipeline": {"support", "support_mask"},
+    "FewShotPipeline": {"support", "support_mask", "support_classes"},
 }
 """Class of a pipeline -> those of the options that are for some of the systems only that it uses."""
 
@@ -51,6 +51,7 @@ FOR = {
     "depth": "PDFNet's weights",
     "support": "few-shot weights (--system few-shot)",
     "support_mask": "few-shot weights (--system few-shot)",
+    "support_classes": "few-shot weights (--system few-shot)",
 }
 """Option -> whom it is for."""
 
@@ -72,12 +73,14 @@ class Segmented:
         edges: (H, W) float32 in [0, 1], of systems that predict them.
         threshold: where its hard mask is cut, if it has a measure of its own; None is ``--threshold``, or 0.5.
         record: JSON-ready, added to the input's record.
+        pictures: more to write, (H, W) uint8 by what stands behind the stem.
     """
 
     alpha: NDArray[np.float32]
     edges: NDArray[np.float32] | None = None
     threshold: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def predict_one(
@@ -117,6 +120,7 @@ def predict_one(
         outputs["edges"] = to_bytes(found.edges)
     if options.overlay:
         outputs["overlay"] = overlay(picture, found.alpha)
+    outputs |= found.pictures
     files = [writer.image(f"{stem}_{name}.png", pixels).name for name, pixels in outputs.items()]
     height, width = picture.shape[:2]
     return {

@@ -26,6 +26,13 @@ SUPPORT_OPTIONS = (
         metavar="MASK",
         many=True,
     ),
+    Option(
+        "--support-classes",
+        "path",
+        None,
+        "few-shot, several classes: a folder for each, with cut-outs or with NAME_mask.png beside NAME.png",
+        metavar="FOLDER",
+    ),
 )
 
 EVALUATE = Command(

@@ -23,7 +23,7 @@ from ....core.pipeline import TaskPipeline
 from ..guided import guided_upsample
 from ..pipeline import to_float, to_tensor
 from .formulation import Formulation
-from .supports import light, paired, read_mask
+from .supports import classes_in, light, paired, read_mask
 
 if TYPE_CHECKING:
     from ..predict import Segmented
@@ -87,7 +87,7 @@ class FewShotPipeline(TaskPipeline):
         self.register_modules(transformer=transformer, vae=vae, text=text)
         self.register_to_config(formulation=formulation)
         self.formulation = Formulation(**(formulation or {}))
-        self._shown: tuple[Any, KeyValueBank] | None = None
+        self._shown: tuple[Any, dict[str, KeyValueBank]] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -146,19 +146,36 @@ class FewShotPipeline(TaskPipeline):
         Raises:
             PolyditError: as :meth:`__call__`; or there are no classes, or more than 255.
         """
-        if not 0 < len(classes) < 256:
-            raise PolyditError(f"{len(classes)} classes: give 1 to 255")
-        banks = [self.show(*shown) for shown in classes.values()]
+        banks = {name: self.show(*shown) for name, shown in classes.items()}
         labels, alpha = [], []
         for picture in image if isinstance(image, list) else [image]:
             for one in _pixels(picture).split(1):
-                found = [self.ask(bank, one, threshold, detail) for bank in banks]
-                soft = torch.cat([soft[0] for soft, _ in found])  # (ways, H, W)
-                claimed = torch.cat([hard[0] for _, hard in found])
-                best = soft.where(claimed, -1.0).max(dim=0)
-                labels.append(torch.where(best.values < 0, 0, best.indices + 1).to(torch.uint8).numpy())
-                alpha.append(soft.numpy())
+                soft, label = self.ask_ways(banks, one, threshold, detail)
+                labels.append(label)
+                alpha.append(soft)
         return WaysOutput(names=list(classes), labels=labels, alpha=alpha)
+
+    @torch.no_grad()
+    def ask_ways(
+        self,
+        banks: Mapping[str, KeyValueBank],
+        picture: Tensor,
+        threshold: float | None = None,
+        detail: str = "guided",
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Soft masks (ways, H, W) of a picture (1, 3, H, W) in [-1, 1], and which class each pixel is of, 0 for none.
+
+        Raises:
+            PolyditError: there are no classes, or more than 255.
+        """
+        if not 0 < len(banks) < 256:
+            raise PolyditError(f"{len(banks)} classes: give 1 to 255")
+        found = [self.ask(bank, picture, threshold, detail) for bank in banks.values()]
+        soft = torch.cat([soft[0] for soft, _ in found])
+        claimed = torch.cat([hard[0] for _, hard in found])
+        best = soft.where(claimed, -1.0).max(dim=0)
+        labels = torch.where(best.values < 0, 0, best.indices + 1).to(torch.uint8)
+        return soft.numpy(), labels.numpy()
 
     # -- the two passes ------------------------------------------------------------------------------------
 
@@ -212,11 +229,20 @@ class FewShotPipeline(TaskPipeline):
             soft = F.interpolate(soft, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
         return soft, self.formulation.cut(soft, threshold)
 
-    def shown(self, supports: Sequence[Path], masks: Sequence[Path]) -> KeyValueBank:
+    def shown(self, classes: Mapping[str, Sequence[tuple[Path, Path]]]) -> dict[str, KeyValueBank]:
         """:meth:`show` for files, kept from one call to the next while files and weights are the same."""
-        key = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in (*supports, *masks))
+        key = tuple(
+            (name, path, path.stat().st_mtime_ns, path.stat().st_size)
+            for name, pairs in classes.items()
+            for pair in pairs
+            for path in pair
+        )
         if self._shown is None or self._shown[0] != key:
-            self._shown = (key, self.show(supports, [read_mask(path) for path in masks]))
+            banks = {
+                name: self.show([picture for picture, _ in pairs], [read_mask(mask) for _, mask in pairs])
+                for name, pairs in classes.items()
+            }
+            self._shown = (key, banks)
         return self._shown[1]
 
     def _text(self) -> dict[str, Tensor] | None:
@@ -251,15 +277,47 @@ def segment(
     """
     from ..predict import Segmented
 
+    detail = "none" if options.detail == "none" else "guided"
+    if options.support_classes is not None:
+        return _segment_classes(pipe, picture, options, detail)
     pairs = paired(options.support or [], options.support_mask or [])
-    bank = pipe.shown([picture for picture, _ in pairs], [mask for _, mask in pairs])
-    soft, _ = pipe.ask(bank, _pixels(picture), None, "none" if options.detail == "none" else "guided")
+    bank = pipe.shown({"": pairs})[""]
+    soft, _ = pipe.ask(bank, _pixels(picture), None, detail)
     form = pipe.formulation
     level = form.threshold if options.threshold is None else options.threshold
     return Segmented(
         alpha=soft[0, 0].numpy(),
         threshold=level * float(soft.max()) if form.relative else level,
         record={"supports": [str(picture) for picture, _ in pairs], "shots": len(pairs)},
+    )
+
+
+def _segment_classes(
+    pipe: FewShotPipeline, picture: NDArray[np.uint8], options: Namespace, detail: str
+) -> Segmented:
+    from ..predict import Segmented, to_bytes
+
+    if options.support or options.support_mask:
+        raise PolyditError(
+            "--support-classes: brings its own supports; leave --support and --support-mask out"
+        )
+    classes = classes_in(options.support_classes)
+    soft, labels = pipe.ask_ways(pipe.shown(classes), _pixels(picture), options.threshold, detail)
+    claimed = labels > 0
+    return Segmented(
+        alpha=np.where(claimed, soft.max(0), 0.0).astype(np.float32),
+        threshold=0.0,
+        pictures={
+            "classes": labels,
+            **{f"{name}_alpha": to_bytes(mask) for name, mask in zip(classes, soft, strict=True)},
+        },
+        record={
+            "shots": {name: len(pairs) for name, pairs in classes.items()},
+            "classes": {
+                name: {"label": number, "share": round(float((labels == number).mean()), 4)}
+                for number, name in enumerate(classes, start=1)
+            },
+        },
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ....core.data.images import list_images
 from ....core.errors import PolyditError
 
-__all__ = ["light", "paired", "read_mask"]
+__all__ = ["classes_in", "light", "paired", "read_mask"]
 
 
 def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -54,6 +54,29 @@ def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, 
     return list(zip(supports, masks, strict=True))
 
 
+def classes_in(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """Pictures and their masks by class: a folder for each, with cut-outs, or with ``<name>_mask`` beside ``<name>``.
+
+    Raises:
+        PolyditError: there is no folder of pictures in it, or a picture without a mask.
+    """
+    if not folder.is_dir():
+        raise PolyditError(
+            f"--support-classes {folder}: no such folder; give one with a folder for each class"
+        )
+    found = {}
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pictures = [path for path in list_images(inner) if not path.stem.endswith("_mask")]
+        if pictures:
+            whole = all(_is_cut_out(path) for path in pictures)
+            found[inner.name] = [(path, path) for path in pictures] if whole else _by_name(inner, inner)
+    if not found:
+        raise PolyditError(
+            f"--support-classes {folder}: holds no folder of pictures; make one for each class"
+        )
+    return found
+
+
 def _is_cut_out(path: Path) -> bool:
     try:
         with Image.open(path) as file:
@@ -63,7 +86,12 @@ def _is_cut_out(path: Path) -> bool:
 
 
 def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
-    by_stem = {path.stem.removesuffix("_mask"): path for path in list_images(masks)}
+    together = masks == supports
+    by_stem = {
+        path.stem.removesuffix("_mask"): path
+        for path in list_images(masks)
+        if path.stem.endswith("_mask") or not together
+    }
     pictures = [path for path in list_images(supports) if not path.stem.endswith("_mask")]
     lonely = [path for path in pictures if path.stem not in by_stem]
     if lonely:

@@ -361,6 +361,42 @@ def test_options_of_other_systems_are_refused(words, message, weights, tmp_path,
     assert message in capsys.readouterr().err
 
 
+def test_several_classes_from_folders(weights, tmp_path, capsys):
+    shots, classes = tmp_path / "shots", {}
+    for name, spot in (("mug", 0), ("pen", 7)):
+        (shots / name).mkdir(parents=True)
+        picture, mask = marked(tmp_path, name, spot=spot)
+        picture = picture.rename(shots / name / "one.png")
+        mask = mask.rename(shots / name / "one_mask.png")
+        classes[name] = ([picture], [mask])
+    Image.fromarray(np.full((20, 26, 3), 120, np.uint8)).save(tmp_path / "p.png")
+    words = ["--input", tmp_path / "p.png", "--support-classes", shots, "--threshold", 0.4]
+    assert predict(weights, tmp_path, *words) == 0
+    out = tmp_path / "out"
+    names = ["alpha", "classes", "cutout", "mask", "mug_alpha", "pen_alpha"]
+    assert sorted(path.name for path in out.glob("p_*")) == [f"p_{name}.png" for name in names]
+    expected = FewShotPipeline.from_pretrained(weights).ways(tmp_path / "p.png", classes, 0.4)
+    labels = np.asarray(Image.open(out / "p_classes.png"))
+    assert np.array_equal(labels, expected.labels[0])
+    assert np.array_equal(np.asarray(Image.open(out / "p_mask.png")) > 0, labels > 0)
+    soft = np.asarray(Image.open(out / "p_pen_alpha.png"))
+    assert np.array_equal(soft, np.rint(expected.alpha[0][1] * 255))
+    record = json.loads((out / "results.json").read_text())["inputs"][0]
+    assert record["shots"] == {"mug": 1, "pen": 1}
+    assert record["classes"]["pen"] == {"label": 2, "share": round(float((labels == 2).mean()), 4)}
+    (shots / "pen" / "one_mask.png").unlink()
+    (tmp_path / "none").mkdir()
+    for folder, message in (
+        (shots, "one.png: has no mask in"),
+        (tmp_path / "none", "holds no folder of pictures; make one for each class"),
+        (tmp_path / "gone", "no such folder; give one with a folder for each class"),
+    ):
+        assert predict(weights, tmp_path, *words[:3], folder, "--overwrite") == 2
+        assert message in capsys.readouterr().err
+    assert predict(weights, tmp_path, *words, "--support", tmp_path / "p.png", "--overwrite") == 2
+    assert "--support-classes: brings its own supports" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("relative", "given"), [(True, 0.6), (True, None), (False, 0.6), (False, None)])
 def test_a_threshold_that_is_given_wins_over_that_of_the_weights(tmp_path, relative, given):
     form = Formulation(size=16, threshold=0.25, relative=relative)
