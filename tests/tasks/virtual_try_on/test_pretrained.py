@@ -299,12 +299,13 @@ def test_a_student_on_pretrained_weights(folders, teachers, tmp_path, family, ki
     assert pipe.config.steps == 2
 
 
-def test_the_config_of_the_second_stage(folders, teachers, viton, monkeypatch):
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_the_config_of_the_second_stage(folders, teachers, viton, monkeypatch, family):
     monkeypatch.chdir(viton.parent)
     words = [
-        *fit_words(teachers, "mc_vton_flux_distil.yaml", "flux"),
+        *fit_words(teachers, f"mc_vton_{family}_distil.yaml", family),
         "--model.init_args.backbone.init_args.dtype=float32",
-        f"--model.init_args.teacher={teachers / 'flux'}", "--model.init_args.teacher_steps=8",
+        f"--model.init_args.teacher={teachers / family}", "--model.init_args.teacher_steps=8",
         "--data.init_args.batch_size=1", "--trainer.max_steps=1",
     ]  # fmt: skip
     assert main(words) == 0
