@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def learn_router(
     Raises:
         PolyditError: the runs have one step, the share is out of reach, or the network cannot be asked twice.
     """
-    steps = count_steps(target, lambda: run(seed))
+    steps = count_steps(target, partial(run, seed))
     if not 1 / steps <= share <= 1:
         raise PolyditError(
             f"share {share}: of {steps} steps the first is full; give {1 / steps:.2f} to 1 of what is computed"
@@ -80,8 +81,8 @@ def learn_router(
         router.to(next(lessons.model.parameters()).device)
         for number in range(passes):
             if number % refresh == 0:
-                lessons.weights = lessons.image_errors(lambda: run(seed))
-            lessons.learn(lambda number=number: run(seed + number))
+                lessons.weights = lessons.image_errors(partial(run, seed))
+            lessons.learn(partial(run, seed + number))
             _add_penalty(router, (share * steps - 1) / (steps - 1))
             optimizer.step()
             optimizer.zero_grad()
@@ -121,7 +122,7 @@ def learn_feedback(
         PolyditError: the runs have one step, there are too few blocks, or the network cannot be asked twice.
     """
     model = unwrap(network_of(target)[0])
-    count_steps(target, lambda: run(seed))
+    count_steps(target, partial(run, seed))
     count = len(find_blocks(model))
     start, stop = loop or (max(1, count // 4), max(2, count - count // 4))
     feedback = Feedback(model, start, stop, seed)
@@ -129,7 +130,7 @@ def learn_feedback(
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, passes)
     with _FeedbackLessons(target, InnerLoop(feedback, interval), optimizer) as lessons:
         for number in range(passes):
-            lessons.learn(lambda number=number: run(seed + number))
+            lessons.learn(partial(run, seed + number))
             falling.step()
             if told is not None:
                 told(number + 1, lessons.error)
@@ -208,7 +209,6 @@ class _Lessons:
         self.clock = Clock(pipe)
         self.error = 0.0
         self._errors: list[float] = []
-        self._undo: list[Callable[[], None]] = []
 
     def answer(self, moment: Moment, ask: Callable[..., Any]) -> Any:
         """The answer to one call of the network; ``ask(compute, learn, gradient)`` asks it."""
@@ -236,22 +236,21 @@ class _Lessons:
         self._errors.append(float(error.detach()))
         return error
 
-    def __enter__(self) -> Any:
-        for site in self.sites:
-            self._undo += site.attach()
-        self._undo.append(bind(self.model, "forward", self._wrap(self.model.forward)))
-        object.__setattr__(self.model, WATCHER, self)
-        self._undo.append(lambda: object.__delattr__(self.model, WATCHER))
-        self._frozen = frozen(self.model)
-        self._frozen.__enter__()
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            for site in self.sites:
+                undo.callback(site.forget)
+                for unbind in site.attach():
+                    undo.callback(unbind)
+            undo.callback(bind(self.model, "forward", self._wrap(self.model.forward)))
+            object.__setattr__(self.model, WATCHER, self)
+            undo.callback(object.__delattr__, self.model, WATCHER)
+            undo.enter_context(frozen(self.model))
+            self._undo = undo.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._frozen.__exit__(*exception)
-        for undo in reversed(self._undo):
-            undo()
-        for site in self.sites:
-            site.forget()
+    def __exit__(self, *exception: object) -> None:
+        self._undo.close()
 
     @contextmanager
     def call(self, arguments: dict[str, Any]) -> Iterator[None]:
