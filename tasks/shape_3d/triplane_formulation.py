@@ -18,6 +18,7 @@ class TriplaneFormulation:
         categories: by label, for use without a picture; none as published.
         size: side of the pictures in pixels.
         guidance_scale: that predictions use by default.
+        picture_guidance: the same for those from a picture; None is ``guidance_scale``.
         steps: sampling steps by default.
         level: logit of the surface; the released one is -1.
     """
@@ -27,6 +28,7 @@ class TriplaneFormulation:
     guidance_scale: float = 4.0
     steps: int = 50
     level: float = 0.0
+    picture_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.categories)) != len(self.categories):

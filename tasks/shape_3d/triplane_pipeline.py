@@ -141,7 +141,11 @@ class TriplanePipeline(LoadsLora, DiffusionPipeline):
         conditional, empty = self._conditions(image, category)
         noise = randn_tensor((num, *self.vae.latent_shape), generator=generator)
         steps = steps or self.formulation.steps
-        scale = self.formulation.guidance_scale if guidance_scale is None else guidance_scale
+        form = self.formulation
+        usual = form.guidance_scale
+        if image is not None and form.picture_guidance is not None:
+            usual = form.picture_guidance
+        scale = usual if guidance_scale is None else guidance_scale
         device, dtype = self.transformer.device, self.transformer.dtype
         total = -(-num // batch_size) * steps
         made = []

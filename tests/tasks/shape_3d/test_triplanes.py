@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -310,6 +312,17 @@ def test_a_picture_and_a_category_reach_the_latents(triplane_pipe):
     unguided = latents(triplane_pipe, image=square(), guidance_scale=1.0)
     assert (one - unguided).abs().max() > 1e-3
     assert torch.equal(one, latents(triplane_pipe, image=square()))
+
+
+def test_pictures_may_have_a_guidance_of_their_own(triplane_pipe):
+    chair, one = (
+        latents(triplane_pipe, category="chair"),
+        latents(triplane_pipe, image=square(), guidance_scale=3.0),
+    )
+    triplane_pipe.formulation = replace(triplane_pipe.formulation, picture_guidance=3.0)
+    assert torch.equal(latents(triplane_pipe, image=square()), one)
+    assert torch.equal(latents(triplane_pipe, category="chair"), chair)
+    assert not torch.equal(latents(triplane_pipe, image=square(), guidance_scale=1.0), one)
 
 
 def test_what_the_pipeline_refuses(triplane_pipe):
