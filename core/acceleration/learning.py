@@ -174,7 +174,16 @@ def last_call(target: Any, run: Callable[[], object]) -> Last:
         run()
     finally:
         hook.remove()
+    if not found[0]:
+        raise PolyditError(_past_forward(model))
     return found[0]
+
+
+def _past_forward(model: nn.Module) -> str:
+    return (
+        f"no call of {type(model).__name__} can be asked twice; its blocks are run past its forward, as for cached "
+        "conditions; take a plan of `redundancy`, or a fixed cache"
+    )
 
 
 def _last(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Last:
@@ -208,6 +217,7 @@ class _Lessons:
         self.sites = policy.sites(self.model)
         self.clock = Clock(pipe)
         self.error = 0.0
+        self.last: Last = ()
         self._errors: list[float] = []
 
     def answer(self, moment: Moment, ask: Callable[..., Any]) -> Any:
@@ -223,10 +233,7 @@ class _Lessons:
         self._errors = []
         run()
         if not self._errors:
-            raise PolyditError(
-                f"{self.policy}: no call of {type(self.model).__name__} can be asked twice; its blocks are run past "
-                "its forward, as for cached conditions; take another method"
-            )
+            raise PolyditError(_past_forward(self.model))
         self.error = sum(self._errors) / len(self._errors)
 
     def teach(self, student: Any, teacher: Any) -> Tensor:
@@ -325,6 +332,8 @@ class _RouterLessons(_Lessons):
         def final(routed: set[int]) -> Last:
             self.routed = routed
             run()
+            if not self.last:
+                raise PolyditError(_past_forward(self.model))
             return self.last
 
         try:

@@ -20,6 +20,7 @@ from polydit.core.acceleration import (
 from polydit.core.acceleration.learning import count_steps, last_call
 from polydit.core.acceleration.plan import Plan
 from polydit.core.errors import PolyditError
+from polydit.core.probing.calls import call_of
 
 from .conftest import relative_error
 
@@ -110,4 +111,23 @@ def test_what_cannot_be_learned_is_refused(make_dit, run):
         learn_router(model, lambda number: run(model, 5 + number), passes=3, share=0.6)
     with accelerate(model, FORA()), pytest.raises(PolyditError, match="has one already"):
         learn_feedback(model, lambda number: run(model, 5))
+    assert "forward" not in vars(model)
+
+
+def test_blocks_that_are_run_past_the_forward_are_refused(make_dit):
+    model = make_dit(depth=2)
+
+    def walk(number):  # as groups of tokens do
+        for step in range(4):
+            with call_of(model, timestep=torch.tensor(float(4 - step))), torch.no_grad():
+                model.blocks[0].attn(torch.zeros(1, 4, 32))
+                model.blocks[1].attn(torch.zeros(1, 4, 32))
+
+    for learn in (
+        lambda: learn_router(model, walk, share=0.5),
+        lambda: learn_feedback(model, walk, loop=(1, 2)),
+        lambda: last_call(model, lambda: walk(0)),
+    ):
+        with pytest.raises(PolyditError, match="its blocks are run past its forward"):
+            learn()
     assert "forward" not in vars(model)
