@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PolyditError
-from ..jobs import find_jobs
-from ..open_pipeline import choose_weights, open_pipeline
 from ..predict import predict_parser, run_one
 from ..task import Option, TaskSpec
 from .parser import Parser, add_options
+from .redundancy import open_uncached
 
 if TYPE_CHECKING:
     from ..acceleration.policy import Policy
@@ -52,19 +51,11 @@ def learn_cache_parser(task: TaskSpec) -> Parser:
 def run_learn_cache(task: TaskSpec, words: Sequence[str]) -> int:
     """Learn, write, and say how near the result is to the network without a cache."""
     options = learn_cache_parser(task).parse_args(words)
-    if options.cache != "none":
-        raise PolyditError(
-            f"--cache {options.cache}: what is learned from is the network without one; leave it out"
-        )
-    jobs = find_jobs(task, options).jobs
-    weights = choose_weights(task, options.weights, getattr(options, "system", None))
+    pipe, jobs = open_uncached(task, options)
 
     from ..acceleration.learning import count_steps
     from ..media import OutputWriter
 
-    for job in jobs:
-        job.options.progress = lambda done, total: None  # tasks with something to count call it
-    pipe = open_pipeline(task, weights, options, {}, print)
     writer = OutputWriter(options.output, overwrite=options.overwrite)
     name = "mag_cache.json" if options.method == "mag-cache" else f"{options.method}.safetensors"
     with tempfile.TemporaryDirectory() as folder, writer.open(name) as file:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PolyditError
-from ..jobs import find_jobs
+from ..jobs import Job, find_jobs
 from ..open_pipeline import choose_weights, open_pipeline
 from ..predict import predict_parser, run_one
 from ..task import Option, TaskSpec
 from .parser import Parser, add_options
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
     from ..acceleration.redundancy import Redundancy
 
-__all__ = ["redundancy_parser", "run_redundancy"]
+__all__ = ["open_uncached", "redundancy_parser", "run_redundancy"]
 
 NAMES = {"attn": "attention", "mlp": "MLP", "k": "keys", "v": "values", "block": "block outputs"}
 
@@ -41,19 +43,11 @@ def redundancy_parser(task: TaskSpec) -> Parser:
 def run_redundancy(task: TaskSpec, words: Sequence[str]) -> int:
     """Measure, write, and say what was found."""
     options = redundancy_parser(task).parse_args(words)
-    if options.cache != "none":
-        raise PolyditError(
-            f"--cache {options.cache}: what is measured is the network without one; leave it out"
-        )
-    jobs = find_jobs(task, options).jobs
-    weights = choose_weights(task, options.weights, getattr(options, "system", None))
+    pipe, jobs = open_uncached(task, options)
 
     from ..acceleration.redundancy import study
     from ..media import OutputWriter
 
-    for job in jobs:
-        job.options.progress = lambda done, total: None  # tasks with something to count call it
-    pipe = open_pipeline(task, weights, options, {}, print)
     with tempfile.TemporaryDirectory() as folder:
         results = OutputWriter(Path(folder), overwrite=True)
         runs = [partial(run_one, task, pipe, job.source, results, job.options) for job in jobs]
@@ -72,6 +66,25 @@ def run_redundancy(task: TaskSpec, words: Sequence[str]) -> int:
     print(f"plan that computes {1 - plan.reused:.0%}:\n{plan}")
     print(f"written: {', '.join(str(path) for path in files)}")
     return 0
+
+
+def open_uncached(task: TaskSpec, options: Namespace) -> tuple[DiffusionPipeline, list[Job]]:
+    """The pipeline without a cache, and what it shall be run on, for commands that look at runs.
+
+    Args:
+        task: whose pipeline.
+        options: of ``predict``.
+
+    Raises:
+        PolyditError: a cache was asked for; or as ``predict`` complains.
+    """
+    if options.cache != "none":
+        raise PolyditError(f"--cache {options.cache}: the network is looked at without one; leave it out")
+    jobs = find_jobs(task, options).jobs
+    weights = choose_weights(task, options.weights, getattr(options, "system", None))
+    for job in jobs:
+        job.options.progress = lambda done, total: None  # tasks with something to count call it
+    return open_pipeline(task, weights, options, {}, print), jobs
 
 
 def draw(found: Redundancy, title: str) -> Image.Image:
