@@ -46,8 +46,10 @@ class CompositeOptions:
         jpeg: qualities of the JPEG over all; None is none.
         degrade: probability of noise, and of JPEG.
         photo_zoom: how much of the photograph's shorter side the crop shows.
-        balance: how often files of one source (before ``--`` in the names of a corpus) are drawn, as a power
-            of their number: 1 draws all files alike, 0 all sources.
+        photo_held: sides of the composite that a photograph's shorter side is reduced to when it is read; crops of
+            less than its inverse are enlarged.
+        balance: how often cut-outs of one source (before ``--`` in the names of a corpus) are drawn, as a power
+            of their number: 1 draws all files alike, 0 all sources. Photographs are drawn alike always.
         coverage: least and largest share of the picture that the foreground covers; what is outside is drawn again.
     """
 
@@ -65,6 +67,7 @@ class CompositeOptions:
     jpeg: tuple[int, int] | None = (50, 98)
     degrade: float = 0.5
     photo_zoom: tuple[float, float] = (0.5, 1.0)
+    photo_held: float = 2.0
     balance: float = 1.0
     coverage: tuple[float, float] = (0.02, 0.8)
 
@@ -142,9 +145,10 @@ class Compositor:
         self.photos, self.cutouts = list(photos), list(cutouts)
         self.size = (size, size) if isinstance(size, int) else size
         self.options = options or CompositeOptions()
-        # Twice what a composite shows: crops and turns still reduce, so that nothing gets soft.
-        self.photo_side, self.cutout_side = 2 * max(self.size), round(1.5 * max(self.size))
-        self._weights = [_balanced(files, self.options.balance) for files in (self.photos, self.cutouts)]
+        # Larger than a composite shows: crops and turns still reduce, so that nothing gets soft.
+        self.photo_side = round(self.options.photo_held * max(self.size))
+        self.cutout_side = round(1.5 * max(self.size))
+        self._weights = _balanced(self.cutouts, self.options.balance)
         self._photos = HeldPictures(self._read_photo, cache_megabytes // 2)
         self._cutouts = HeldPictures(self._read_cutout, cache_megabytes // 2)
 
@@ -183,7 +187,7 @@ class Compositor:
     def __call__(self, rng: np.random.Generator) -> Composite:
         """Draw one."""
         options = self.options
-        photo = _pick(self.photos, self._weights[0], rng)
+        photo = _pick(self.photos, None, rng)
         background = self.background(photo, rng)
         if rng.random() < options.background_blur:
             background = _blurred(background, rng.random() * 0.008 * min(self.size))
@@ -197,7 +201,7 @@ class Compositor:
 
     def draw_photo(self, rng: np.random.Generator) -> tuple[Pixels, Path]:
         """A photograph as it is held, (h, w, 3) not to be written to, and its file."""
-        file = _pick(self.photos, self._weights[0], rng)
+        file = _pick(self.photos, None, rng)
         return self._photos(file), file
 
     def draw_cutout(self, rng: np.random.Generator) -> tuple[Pixels, Path]:
@@ -207,7 +211,7 @@ class Compositor:
             PolyditError: 100 files in a row have no transparency.
         """
         for _ in range(100):
-            file = _pick(self.cutouts, self._weights[1], rng)
+            file = _pick(self.cutouts, self._weights, rng)
             cutout = self._cutouts(file)
             if cutout.shape[:2] != (1, 1):
                 return cutout, file
@@ -221,7 +225,7 @@ class Compositor:
         crop = self._crop(self._photos(photo), rng)
         crop = recolor(crop, rng, options.color)
         for _ in range(int(rng.integers(options.distractors[0], options.distractors[1] + 1))):
-            other = _pick(self.photos, self._weights[0], rng)
+            other = _pick(self.photos, None, rng)
             piece = recolor(self._crop(self._photos(other), rng), rng, options.color)
             mask = _random_shape(self.size, rng)[..., None].astype(np.float32) / 255
             crop = np.rint(piece * mask + crop * (1 - mask)).astype(np.uint8)
@@ -249,7 +253,7 @@ class Compositor:
         """
         low, high = self.options.coverage
         for _ in range(100):
-            file = _pick(self.cutouts, self._weights[1], rng)
+            file = _pick(self.cutouts, self._weights, rng)
             layer = self._placed(self._cutouts(file), rng)
             if low <= layer[..., 3].mean() / 255 <= high:
                 break

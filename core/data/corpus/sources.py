@@ -152,6 +152,22 @@ CATALOGUE: tuple[Source, ...] = (
     Source("tuxpaint-data", photos=("*/tuxpaint/templates/*.jpg",), real=("*",)),
     Source("palapeli-data", photos=("*/palapeli/collection/*.jpg",), real=("*",)),
     Source(
+        "scratch",
+        photos=("*/Media/Backgrounds/*.jpg",),
+        cutouts=("*/Media/Costumes/*.png",),
+        skip=("*/Letters/*", "*/Sports/*court*"),
+    ),
+    Source(
+        "budgie-control-center-data",
+        photos=("*/budgie-faces/*.jpg",),
+        real=("*",),
+        skip=("*/legacy/*", "*astronaut*"),
+    ),
+    Source("budgie-backgrounds", photos=("*/backgrounds/budgie/*.jpg",), real=("*",)),
+    Source("wordpress-theme-twentytwentyfive", photos=("*/assets/images/*",), real=("*",)),
+    Source("wordpress-theme-twentytwentyfour", photos=("*/assets/images/*",), real=("*",)),
+    Source("tuxtype-data", photos=("*/tuxtype/images/backgrounds/*.jpg", "*/images/kcas*.jpg"), real=("*",)),
+    Source(
         "gcompris-qt-data",
         photos=(
             "*/explore_monuments.rcc/*",
