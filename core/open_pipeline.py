@@ -22,7 +22,7 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "fora": ("FORA", {"interval": 2}),
     "delta-dit": ("DeltaDiT", {"interval": 2, "blocks": 0.75, "switch": 0.6}),
     "block-span": ("BlockSpan", {"interval": 3, "order": 1, "start": 0, "stop": None}),
-    "first-block": ("FirstBlock", {"threshold": 0.08}),
+    "first-block": ("FirstBlock", {"threshold": 0.08, "first": 1, "last": 0, "warmup": 0, "order": 0}),
     "deepcache": ("DeepCache", {"interval": 3}),
     "rettention": ("Rettention", {"sparsity": 0.25, "warmup": 5, "interval": 5, "text_tokens": 0}),
     "adaspa": ("AdaSpa", {"sparsity": 0.8, "block": 64, "text_tokens": 0}),

@@ -218,8 +218,6 @@ def cut_out_tab(session: PredictSession) -> None:
     """
     import gradio as gr
 
-    defaults = session.options("input", "output", {})
-
     def on_choice(image: str | None) -> tuple[list[Any], str]:
         if image is None:
             return [], ""
@@ -244,7 +242,7 @@ def cut_out_tab(session: PredictSession) -> None:
         background: str = "transparent",
         colour: str = "#ffffff",
         behind: str | None = None,
-        detail: str = defaults.detail,
+        detail: str = "tiles",
         threshold: float = THRESHOLD,
         point: str = "",
         box: str = "",
@@ -256,7 +254,7 @@ def cut_out_tab(session: PredictSession) -> None:
         if not any(given.values()):
             given |= clicked([tuple(point) for point in points or []])
         settings = {
-            "detail": detail if detail != defaults.detail else None,
+            "detail": detail if detail != "tiles" else None,
             "threshold": threshold if threshold != THRESHOLD else None,
             **given,
         }
@@ -296,7 +294,7 @@ def cut_out_tab(session: PredictSession) -> None:
                 with gr.Tab("Settings", render_children=True):
                     detail = gr.Radio(
                         ["tiles", "guided", "none"],
-                        value=defaults.detail,
+                        value="tiles",
                         label="Detail of large pictures",
                         info="Tiles are told what the look at the whole has found.",
                         elem_id="detail",

@@ -46,6 +46,7 @@ class FirstBlock(Policy):
         if first < 1 or last < 0:
             raise PolyditError(f"first {first}, last {last}: at least the first block is always computed")
         self.threshold, self.first, self.last, self.warmup = threshold, first, last, warmup
+        self.order = order
         self.estimator = Taylor(order)
 
     def sites(self, model: nn.Module) -> list[CacheSite]:
@@ -66,7 +67,8 @@ class FirstBlock(Policy):
         return True if moment.step < self.warmup else None
 
     def __repr__(self) -> str:
-        more = f", first={self.first}, last={self.last}" if (self.first, self.last) != (1, 0) else ""
+        usual = {"first": 1, "last": 0, "warmup": 0, "order": 0}
+        more = "".join(f", {k}={getattr(self, k)}" for k, v in usual.items() if getattr(self, k) != v)
         return f"FirstBlock(threshold={self.threshold}{more})"
 
 

@@ -28,8 +28,9 @@ RUN_OPTIONS = (
     Option(
         "--detail",
         "str",
-        "tiles",
-        "how large pictures get their detail: tiles with the whole as context, guided filter, none",
+        None,
+        "how large pictures get their detail: tiles with the whole as context (the default where the weights see "
+        "tiles), guided filter, none",
         choices=("tiles", "guided", "none"),
     ),
     Option(

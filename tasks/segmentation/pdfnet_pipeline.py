@@ -141,7 +141,7 @@ def segment(
     found = pipe(
         picture,
         depth,
-        detail="none" if options.detail == "none" else "guided",
+        detail=options.detail or "guided",
         box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,
     )

@@ -192,6 +192,10 @@ def check_options(pipe: DiffusionPipeline, options: Namespace) -> None:
         value = getattr(options, option, None)
         if value not in (None, False, []) and option not in USES[name]:
             raise PolyditError(f"{flag(option)}: {name} does not use it, it is for {whom}; leave it out")
+    if options.detail == "tiles" and "detail_side" not in USES[name]:
+        raise PolyditError(
+            f"--detail tiles: {name} sees no tiles, they are for {FOR['detail_side']}; guided and none are for all"
+        )
     if (options.steps or 1) != 1:
         raise PolyditError(f"--steps {options.steps}: masks are predicted in one step; leave it out")
 

@@ -27,7 +27,7 @@ def segment(
         to_tensor(picture),
         num_inference_steps=options.steps or 1,
         generator=generator,
-        detail=options.detail,
+        detail=options.detail or "tiles",
         detail_side=getattr(options, "detail_side", None) or DETAIL_SIDE,
         box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
         min_max=options.min_max,

@@ -277,7 +277,7 @@ def segment(
     """
     from ..predict import Segmented
 
-    detail = "none" if options.detail == "none" else "guided"
+    detail = options.detail or "guided"
     if options.support_classes is not None:
         return _segment_classes(pipe, picture, options, detail)
     pairs = paired(options.support or [], options.support_mask or [])

@@ -189,6 +189,33 @@ def clean(model):
             registry.remove_hook(name, recurse=False)
 
 
+def test_first_block_forecasts_behind_its_warm_up():
+    """What the other blocks add falls with time: order 1 is exact from two full steps, order 0 stays behind."""
+
+    class Fading(Adding):
+        def forward(self, hidden_states, timestep):
+            for block in self.blocks[1:]:
+                block.value = timestep
+            return super().forward(hidden_states, torch.zeros(()))
+
+    def run(policy):
+        model = Fading([2.0, 3.0, 5.0]).eval()
+        states = torch.ones(1, 4, 2)
+        with accelerate(model, policy) as handle, handle.run(8):
+            off = [
+                float((model(states, time) - 3 - 2 * time).abs().max()) for time in torch.arange(8.0, 0, -1)
+            ]
+            return off, handle.report().plan.full_steps
+
+    off, full = run(FirstBlock(0.5, warmup=3, order=1))
+    assert full == [0, 1, 2]
+    assert max(off) < 1e-5
+    off, full = run(FirstBlock(0.5, warmup=3))
+    assert full == [0, 1, 2]
+    assert off[3:] == pytest.approx([2, 4, 6, 8, 10])
+    assert "warmup=3, order=1" in str(FirstBlock(0.5, warmup=3, order=1))
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.2, 0.5])
 def test_first_block_equals_diffusers(theirs, threshold):
     model, run = theirs

@@ -350,6 +350,10 @@ def test_supports_that_cannot_be_used_are_one_line(case, message, weights, tmp_p
         ),
         (["--edges"], "--edges: FewShotPipeline does not use it"),
         (["--detail-side", "512"], "--detail-side: FewShotPipeline does not use it"),
+        (
+            ["--detail", "tiles"],
+            "--detail tiles: FewShotPipeline sees no tiles, they are for DiffDIS and the small",
+        ),
         (["--depth", "/nonexistent"], "--depth: FewShotPipeline does not use it, it is for PDFNet's weights"),
         (["--steps", "3"], "--steps 3: masks are predicted in one step"),
     ],

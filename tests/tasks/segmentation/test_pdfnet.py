@@ -285,7 +285,7 @@ def test_pipeline_refuses_in_one_line(pipe, words, says):
 
 
 def options(**changes) -> Namespace:
-    return Namespace(**{"detail": "tiles", "box": None, "min_max": False, "depth": None, **changes})
+    return Namespace(**{"detail": None, "box": None, "min_max": False, "depth": None, **changes})
 
 
 def test_predict_finds_the_depth_by_name(pipe, tmp_path):
