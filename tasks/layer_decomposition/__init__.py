@@ -17,7 +17,8 @@ RUN_OPTIONS = (
         "--size",
         "int",
         None,
-        "longer side, in pixels, at which the network sees an object with its surroundings; default: as trained",
+        "longer side, in pixels, at which the network sees a picture, or an object with its surroundings; default: as "
+        "trained",
         minimum=32,
     ),
     Option(
@@ -103,6 +104,14 @@ TASK = TaskSpec(
             note="any number of layers; the released model where you have it",
             pipeline="polydit.tasks.layer_decomposition.layer_stack_pipeline:LayerStackPipeline",
             opens=("QwenImageLayeredPipeline",),
+        ),
+        System(
+            name="small stacks",
+            title="PolyDiT small, positions of Qwen-Image-Layered in pixel space",
+            arxiv=None,
+            config="layer_stack_small.yaml",
+            note="any number of layers; to be trained, no weights in the package",
+            pipeline="polydit.tasks.layer_decomposition.pixel_stack_pipeline:PixelStackPipeline",
         ),
     ),
     module="polydit.core.training:DiffusionModule",

@@ -192,6 +192,10 @@ def run(options: Namespace) -> int:
         from .illustration_evaluate import report
 
         return report(pipe, options, settings)
+    if type(pipe).__name__ == "PixelStackPipeline":
+        from .pixel_stack_evaluate import report as report_stacks
+
+        return report_stacks(pipe, options, settings)
     if not isinstance(pipe, LayerDecompositionPipeline):
         raise PolyditError(f"--weights: a {type(pipe).__name__} takes no mask; evaluate is for LayerDecomp's")
     rows, shown = evaluate(

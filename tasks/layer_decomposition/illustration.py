@@ -42,11 +42,17 @@ class LayerCode:
     @staticmethod
     def decode(code: Tensor) -> Tensor:
         """Layers with straight alpha in [0, 1], in the order of :data:`ROLES`; shadows black, highlights white."""
+        layers = LayerCode.decode_plain(code)
+        for name, value in _INK.items():
+            layers[:, :3, ROLES.index(name)] = value
+        return layers
+
+    @staticmethod
+    def decode_plain(code: Tensor) -> Tensor:
+        """The same for layers without roles, each with its own colours."""
         alpha = ((code[:, 3:] + 1) / 2).clamp(0, 1)
         colour = ((code[:, :3] / alpha.clamp(min=1e-3)).clamp(-1, 1) + 1) / 2
         colour = torch.where(alpha > 1e-3, colour, torch.zeros_like(colour))
-        for name, value in _INK.items():
-            colour[:, :, ROLES.index(name)] = value
         return torch.cat([colour, alpha], dim=1)
 
     @staticmethod

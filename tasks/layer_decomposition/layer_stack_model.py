@@ -60,7 +60,8 @@ class LayerStackTraining(DiffusionModule):
             autoencoder = DiffusersAutoencoder(AutoencoderKLQwenImage(input_channels=4))
         if autoencoder is None:
             raise PolyditError(
-                "--model.autoencoder: give the autoencoder of RGBA pictures that the latents are of"
+                "--model.autoencoder: give the autoencoder of RGBA pictures that the latents are of; for layers in "
+                "pixels take pixel_stack_model.PixelStackTraining"
             )
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
         channels = getattr(backbone, "prediction_channels", None)

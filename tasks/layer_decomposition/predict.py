@@ -24,6 +24,7 @@ PREDICTORS = {
     "IllustrationLayersPipeline": f"{_HERE}.illustration_predict:predict_illustration",
     "TransparencyPipeline": f"{_HERE}.transparency_predict:predict_transparency",
     "LayerStackPipeline": f"{_HERE}.layer_stack_predict:predict_stack",
+    "PixelStackPipeline": f"{_HERE}.layer_stack_predict:predict_pixel_stack",
 }
 """Class of a pipeline -> the function that runs it on one file, with the arguments of :func:`predict_one`.
 
@@ -36,6 +37,7 @@ USES = {
     "IllustrationLayersPipeline": ("size", "steps"),
     "TransparencyPipeline": (),
     "LayerStackPipeline": ("size", "steps", "prompt", "layers"),
+    "PixelStackPipeline": ("size", "steps", "layers"),
 }
 """Class of a pipeline -> what it uses of the options that not all of them do."""
 

@@ -59,13 +59,20 @@ class SimulatedLayers(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
-        cutout = _unit(self._objects(Path(str(rng.integers(self.bank)))), rng.random() < 0.5)
-        scene = _unit(self._scenes(Path(str(rng.integers(self.bank)))), rng.random() < 0.5)
+        cutout, scene = self.draw_object(rng), self.draw_scene(rng)
         foreground, _ = with_effects(cutout, rng, self.shadows)
         mask = rough_mask(cutout[3:], rng) if self.rough else (cutout[3:] > 0.5).float()
         return as_sample(
             recompose(scene, foreground), mask, scene, foreground, rng.random() >= self.unlabelled
         )
+
+    def draw_object(self, rng: np.random.Generator) -> Tensor:
+        """A cut-out on its canvas, (4, H, W) in [0, 1], mirrored or not."""
+        return _unit(self._objects(Path(str(rng.integers(self.bank)))), rng.random() < 0.5)
+
+    def draw_scene(self, rng: np.random.Generator) -> Tensor:
+        """A crop of a photograph, (3, H, W) in [0, 1], mirrored or not."""
+        return _unit(self._scenes(Path(str(rng.integers(self.bank)))), rng.random() < 0.5)
 
     def _object(self, number: Path) -> NDArray[np.uint8]:
         return self.compositor.layer(np.random.default_rng((self.seed, 1, int(str(number)))))[0]
