@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -27,6 +28,7 @@ from ...core.conditioning import (
 from ...core.conditioning.token_group_dit import place
 from ...core.diffusion import Parameterization
 from ...core.errors import PolyditError
+from .warping import WarpingTokenGroupDiT
 
 __all__ = ["GROUPS", "Formulation", "TokenGroupFormulation", "masked_person"]
 
@@ -247,6 +249,8 @@ class TokenGroupFormulation:
     ) -> Tensor:
         """The network's raw answer for the target, (B, C, h, w).
 
+        In training, four channels follow of a network that copies, see ``warping.compose``.
+
         Args:
             network: See :meth:`groups`.
             x_t: Noisy latents, in units of the noise.
@@ -256,7 +260,7 @@ class TokenGroupFormulation:
             text: What a network that reads text is given.
             adapters: Group -> name of the LoRA on its tokens; None is that of the group's own name.
             cache: Keys and values of person and garment in one sampling run.
-            training: With the guidance of training in place of that of sampling.
+            training: With the guidance of training in place of that of sampling, and all channels.
         """
         given = {name: name for name in GROUPS} if adapters is None else adapters
         if (self.keep_known or self.noise_scale != 1) and parameterization.prediction != "x0":
@@ -264,11 +268,17 @@ class TokenGroupFormulation:
                 "--model.keep_known, --model.noise_scale: need an objective with prediction x0"
             )
         groups, looks = self.groups(network, x_t * self.noise_scale, timestep, conditions, given, training)
-        raw = forward_groups(network, groups, looks, cache=cache, **(text or {}))["target"]
+        copying = isinstance(network, WarpingTokenGroupDiT)
+        with network.showing(conditions, cache) if copying else nullcontext():
+            raw = forward_groups(network, groups, looks, cache=cache, **(text or {}))["target"]
+        copies = None
+        if copying:
+            raw, copies = raw[:, : x_t.shape[1]], raw[:, x_t.shape[1] :]
         if self.keep_known:
             mask = conditions["mask"].to(raw.dtype)
             raw = raw * mask + conditions["person"].to(raw.dtype) * (1 - mask)
-        return raw / self.noise_scale
+        raw = raw / self.noise_scale
+        return torch.cat([raw, copies.to(raw.dtype)], 1) if training and copies is not None else raw
 
 
 def masked_person(batch: Mapping[str, Tensor]) -> Tensor:

@@ -55,8 +55,8 @@ class VirtualTryOnPipeline(TaskPipeline):
     file for each group of tokens that has one.
 
     Args:
-        transformer: a ``TokenGroupDiT`` or the transformer of FLUX or Stable Diffusion 3 (MC-VTON), or a ``DiT`` over
-            person and garment in one picture (CatVTON).
+        transformer: a ``TokenGroupDiT``, also one that copies (``WarpingTokenGroupDiT``), or the transformer of FLUX or
+            Stable Diffusion 3 (MC-VTON), or a ``DiT`` over person and garment in one picture (CatVTON).
         scheduler: a diffusers scheduler.
         vae: a diffusers autoencoder for latent models, or None for pixel space.
         text: what a transformer that reads text is given; None for others.

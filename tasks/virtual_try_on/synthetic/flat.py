@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,15 +12,53 @@ from numpy.typing import NDArray
 from .fabric import sample
 from .garment import SHOULDER_DROP, Garment, Values
 
-__all__ = ["SLEEVE_START", "draw_flat", "edge", "sleeve_colours"]
+__all__ = ["SLEEVE_START", "Lay", "draw_flat", "edge", "sleeve_colours", "sleeve_points"]
 
 SLEEVE_START = 0.1
 """Where, on a sleeve laid flat, the shoulder's joint lies."""
 
 
+@dataclass(frozen=True)
+class Lay:
+    """Where a garment lies in its picture.
+
+    Attributes:
+        size: (height, width) of the picture in pixels.
+        scale: pixels to a garment unit.
+        turn: how far it is turned, radians.
+        middle: column of its middle line, pixels.
+        down: how far it reaches down, garment units.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    turn: float
+    middle: float
+    down: float
+
+    def units(self, column: Values, row: Values) -> tuple[Values, Values]:
+        """Garment units of pixels."""
+        px = (column - self.middle) / self.scale
+        py = (row - self.size[0] / 2) / self.scale + self.down / 2
+        return px + self.turn * (py - self.down / 2), py - self.turn * px
+
+    def place(self, x: Values, y: Values) -> Values:
+        """Where garment units lie in the picture, (2, ...) in [-1, 1] from edge to edge; inverse of `units`."""
+        px = (x + self.turn * (self.down / 2 - y)) / (1 + self.turn**2)
+        py = y + self.turn * px
+        height, width = self.size
+        column = px * self.scale + self.middle
+        row = (py - self.down / 2) * self.scale + height / 2
+        return np.stack([2 * column / width - 1, 2 * row / height - 1]).astype(np.float32)
+
+    def shows(self, garment: Garment, x: Values, y: Values, sleeve: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether points of the body part or of a sleeve can be seen: the body part lies over the sleeves."""
+        return np.where(sleeve, garment.body_inside(x, y) < -0.5 / self.scale, True)
+
+
 def draw_flat(
     garment: Garment, size: tuple[int, int], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], Values]:
+) -> tuple[NDArray[np.float32], Values, Lay]:
     """Picture and mask of a garment laid flat.
 
     Args:
@@ -28,7 +67,7 @@ def draw_flat(
         rng: of ground, light and folds.
 
     Returns:
-        (H, W, 3) colours and (H, W) mask, in [0, 1].
+        (H, W, 3) colours and (H, W) mask, in [0, 1], and how it lies.
     """
     height, width = size
     reach = max(garment.shoulder, garment.chest, garment.hem)
@@ -41,9 +80,8 @@ def draw_flat(
     scale = min(width / (2 * reach), height / down) * rng.uniform(0.88, 0.94)  # pixels to a unit
     row, column = grid(height, width)
     turn = rng.uniform(-0.04, 0.04)
-    px = (column - width / 2 * rng.uniform(0.97, 1.03)) / scale
-    py = (row - height / 2) / scale + down / 2
-    x, y = px + turn * (py - down / 2), py - turn * px
+    lay = Lay(size, scale, turn, width / 2 * rng.uniform(0.97, 1.03), down)
+    x, y = lay.units(column, row)
     pixel = 1 / scale
     ground = np.float32(rng.uniform(0.9, 0.98)) + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
     canvas = np.broadcast_to(ground.clip(0, 1), (height, width, 3)).copy()
@@ -67,7 +105,7 @@ def draw_flat(
     if garment.sleeve:  # the seam
         light = light * (1 - 0.12 * np.exp(-((inside / (1.2 * pixel)) ** 2)))
     put(canvas, mask, alpha, lambda at: body_colours(garment, x[at], y[at]), light)
-    return canvas.clip(0, 1), mask
+    return canvas.clip(0, 1), mask, lay
 
 
 def body_colours(garment: Garment, x: Values, y: Values) -> Values:
@@ -96,6 +134,14 @@ def sleeve_coordinates(garment: Garment, x: Values, y: Values, sign: int) -> tup
     sine, cosine = sign * np.sin(garment.sleeve_angle), np.cos(garment.sleeve_angle)
     dx, dy = x - np.float32(sign * start[0]), y - np.float32(start[1])
     return (dx * sine + dy * cosine).astype(np.float32), (dx * cosine - dy * sine).astype(np.float32)
+
+
+def sleeve_points(garment: Garment, across: Values, along: Values, sign: int) -> tuple[Values, Values]:
+    """Garment units of points on a sleeve laid flat; inverse of `sleeve_coordinates`."""
+    start = sleeve_origin(garment)
+    sine, cosine = sign * np.sin(garment.sleeve_angle), np.cos(garment.sleeve_angle)
+    x, y = along * sine + across * cosine, along * cosine - across * sine
+    return (x + sign * start[0]).astype(np.float32), (y + start[1]).astype(np.float32)
 
 
 def edge(inside: Values, pixel: float) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from PIL import Image
 
 from .body import Body, LimbField
 from .fabric import Pictures, draw_colour
-from .flat import SLEEVE_START, body_colours, edge, grid, put, sleeve_colours
+from .flat import SLEEVE_START, body_colours, edge, grid, put, sleeve_colours, sleeve_points
 from .garment import Garment, Values
 
-__all__ = ["Figure", "draw_person"]
+__all__ = ["Cloth", "Figure", "draw_person"]
 
 LOWEST_HEM = 1.24
 """Below the longest garment, in torso lengths; the masks reach so far, whatever is worn."""
@@ -89,9 +90,30 @@ class Figure:
         return 0.62 + 0.4 * np.clip(lx * x + lz * np.sqrt(1 - bounded * bounded), 0, 1)
 
 
+@dataclass
+class Cloth:
+    """Which cloth each pixel of a person shows.
+
+    Attributes:
+        part: (H, W) int8; 0 none, 1 the body part, 2 and 3 the sleeves.
+        x, y: (H, W) of the garment laid flat, in its units; where there is cloth.
+    """
+
+    part: NDArray[np.int8]
+    x: Values
+    y: Values
+
+    def cover(self, alpha: Values, part: int = 0, points: tuple[Values, Values] | None = None) -> None:
+        """Lay something over: the part with its points, or what is no cloth."""
+        at = alpha > 0.5
+        self.part[at] = part
+        if points is not None:
+            self.x[at], self.y[at] = points[0][at], points[1][at]
+
+
 def draw_person(
     figure: Figure, garment: Garment, pictures: Pictures, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], Values]:
+) -> tuple[NDArray[np.float32], Values, Cloth]:
     """Picture of the person in the garment.
 
     Args:
@@ -101,7 +123,7 @@ def draw_person(
         rng: of background, trousers and folds.
 
     Returns:
-        (H, W, 3) colours, and (H, W) mask of the garment's visible part, in [0, 1].
+        (H, W, 3) colours, (H, W) mask of the garment's visible part, in [0, 1], and which cloth is where.
     """
     body, pixel = figure.body, figure.pixel
     canvas = _background(rng, pictures, figure.size)
@@ -117,14 +139,16 @@ def draw_person(
     _paint(canvas, edge(skin, pixel), body.skin, lit)
     belt = np.minimum(figure.half - np.abs(figure.across), np.minimum(figure.down - 0.93, 1.15 - figure.down))
     _paint(canvas, edge(belt, pixel), trousers, lit)
-    worn = _wear_body(figure, garment, canvas, folds)
+    nothing = np.zeros(figure.size, np.float32)
+    cloth = Cloth(np.zeros(figure.size, np.int8), nothing, nothing.copy())
+    worn = _wear_body(figure, garment, canvas, folds, cloth)
     for number in range(2):
         _cast_shadow(figure, canvas, number)
-        worn = _draw_arm(figure, garment, canvas, worn, number, folds)
-    return _draw_head(figure, canvas, worn)
+        worn = _draw_arm(figure, garment, canvas, worn, number, folds, cloth)
+    return *_draw_head(figure, canvas, worn, cloth), cloth
 
 
-def _wear_body(figure: Figure, garment: Garment, canvas: Values, folds: _Folds) -> Values:
+def _wear_body(figure: Figure, garment: Garment, canvas: Values, folds: _Folds, cloth: Cloth) -> Values:
     body = figure.body
     ease = 0.02 + 0.45 * max(0.0, garment.hem - 0.37)
     half = figure.half + np.float32(ease) * np.clip(figure.down / 0.5, 0.2, 1)
@@ -137,17 +161,25 @@ def _wear_body(figure: Figure, garment: Garment, canvas: Values, folds: _Folds) 
     worn = np.zeros(figure.size, np.float32)
     light = figure.lit(side) * (1 + crease)
     put(canvas, worn, alpha, lambda at: body_colours(garment, x[at], y[at]), light)
+    cloth.cover(alpha, 1, (x, y))
     return worn
 
 
 def _draw_arm(
-    figure: Figure, garment: Garment, canvas: Values, worn: Values, number: int, folds: _Folds
+    figure: Figure,
+    garment: Garment,
+    canvas: Values,
+    worn: Values,
+    number: int,
+    folds: _Folds,
+    cloth: Cloth,
 ) -> Values:
     body, field = figure.body, figure.arms[number]
     light = figure.lit(field.side, field.facing)
     bare = edge(-field.outside, figure.pixel)
     _paint(canvas, bare, body.skin, light)
     worn = worn * (1 - bare)
+    cloth.cover(bare)
     if garment.sleeve:
         along = field.along + np.float32(SLEEVE_START)
         half = garment.sleeve_half_width(along)
@@ -160,8 +192,10 @@ def _draw_arm(
         light = figure.lit(side, field.facing * radius / (radius + ease)) * (1 + crease)
         across = (side * half + shift).astype(np.float32)
         put(canvas, worn, alpha, lambda at: sleeve_colours(garment, across[at], along[at]), light)
+        cloth.cover(alpha, 2 + number, sleeve_points(garment, across, along, 2 * number - 1))
     hand = edge(figure.hand(number), figure.pixel)
     _paint(canvas, hand, body.skin, figure.lit(field.side, field.facing))
+    cloth.cover(hand)
     return worn * (1 - hand)
 
 
@@ -178,7 +212,9 @@ def _cast_shadow(figure: Figure, canvas: Values, number: int) -> None:
     canvas[at] *= (1 - 0.3 * near[at])[:, None]
 
 
-def _draw_head(figure: Figure, canvas: Values, worn: Values) -> tuple[Values, Values]:
+def _draw_head(
+    figure: Figure, canvas: Values, worn: Values, cloth: Cloth
+) -> tuple[NDArray[np.float32], Values]:
     body, pixel = figure.body, figure.pixel
     hx, hy = figure.head
     inside = (1 - np.hypot(hx, hy)) * np.float32(body.head_size[0])
@@ -193,6 +229,7 @@ def _draw_head(figure: Figure, canvas: Values, worn: Values) -> tuple[Values, Va
     _paint(canvas, edge(mouth, pixel), body.skin * np.float32([0.8, 0.5, 0.5]), np.ones_like(hx))
     hair = edge(figure.front_hair(), pixel)
     _paint(canvas, hair, body.hair, light)
+    cloth.cover(np.maximum(cover, hair))
     return canvas.clip(0, 1), worn * (1 - cover) * (1 - hair)
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ....core.data.masks import convex_hull, dilate
 from .body import SPLITS, draw_body
 from .fabric import Pictures
-from .flat import draw_flat
-from .garment import draw_garment
-from .person import Figure, draw_person, masks_of
+from .flat import Lay, draw_flat
+from .garment import Garment, draw_garment
+from .person import Cloth, Figure, draw_person, masks_of
 
 __all__ = ["MASKS", "Scene", "draw_scene"]
 
@@ -33,6 +33,9 @@ class Scene:
         worn: (H, W), visible part of the worn garment.
         garment_mask: (H, W), the garment laid flat.
         kind: one of `polydit.tasks.virtual_try_on.synthetic.garment.KINDS`.
+        flow: (2, H, W) float32: where in ``garment`` the cloth of a pixel of ``person`` lies, column and row in
+            [-1, 1] from edge to edge (`grid_sample` with ``align_corners=False``); NaN where no cloth is seen, where
+            cloth meets something else, and where the flat garment hides that cloth under another part.
     """
 
     person: Pixels
@@ -41,6 +44,7 @@ class Scene:
     worn: Pixels
     garment_mask: Pixels
     kind: str
+    flow: Pixels
 
 
 def draw_scene(
@@ -73,18 +77,29 @@ def draw_scene(
     body = draw_body(person_rng, split, size[1] / size[0])
     figure = Figure(body, fine)
     cut = draw_garment(garment_rng, pictures, max(48, fine[0] * 9 // 10))
-    flat, flat_mask = draw_flat(cut, fine, garment_rng)
+    flat, flat_mask, lay = draw_flat(cut, fine, garment_rng)
     regions = masks_of(figure, person_rng)
     kind = mask or str(person_rng.choice(MASKS, p=[0.76, 0.12, 0.12]))
     agnostic = agnostic_mask(regions, kind, person_rng)
-    person, visible = draw_person(figure, cut, pictures, person_rng)
+    person, visible, cloth = draw_person(figure, cut, pictures, person_rng)
     return Scene(
         *(_reduce(part, factor) for part in (person, flat)),
         mask=(_reduce(agnostic.astype(np.float32), factor) > 0).astype(np.float32),
         worn=_reduce(visible, factor),
         garment_mask=_reduce(flat_mask, factor),
         kind=cut.kind,
+        flow=flow_of(cut, lay, cloth, factor),
     )
+
+
+def flow_of(garment: Garment, lay: Lay, cloth: Cloth, factor: int) -> Pixels:
+    """The ``flow`` of a scene, at a `factor`-th of the size that it was drawn at."""
+    height, width = (side // factor for side in cloth.part.shape)
+    shown = (cloth.part > 0) & lay.shows(garment, cloth.x, cloth.y, cloth.part > 1)
+    part = np.where(shown, cloth.part, 0).reshape(height, factor, width, factor)
+    one = (part == part[:, :1, :, :1]).all((1, 3)) & (part[:, 0, :, 0] > 0)
+    places = lay.place(cloth.x, cloth.y).reshape(2, height, factor, width, factor).mean((2, 4))
+    return np.where(one, places, np.nan).astype(np.float32)
 
 
 def agnostic_mask(
