@@ -110,12 +110,9 @@ class LayerStackDiT(DiT):
         if self.config.condition_group:
             picture = condition
             if self.condition_channels:
-                # As many channels as the layers have. The picture is where a layer's own would be, too: at pure noise
-                # nothing else tells this group from the layers, and their order is learned by their distance to it.
-                known = condition[:, : self.condition_channels]
+                # as many channels as the layers have: the picture where a layer's own would be
                 own = torch.zeros_like(hidden_states[:, :, 0])
-                own[:, : known.shape[1]] = known[:, : own.shape[1]]
-                picture = torch.cat([own, known], dim=1)
+                picture = torch.cat([own, condition[:, : self.condition_channels]], dim=1)
             groups.append(
                 TokenGroup("condition", picture, None, None, condition_timestep, Position(CONDITION))
             )
