@@ -104,7 +104,7 @@ def evaluate_stacks(
         The figures of each for ``network`` and the :func:`trivial_stacks`; and two rows of pictures for each that is
         shown, the network's and the true one: picture and layers.
     """
-    composites = ComposedStacks(compositor_of(root, "val", side), count, bank=4 * count, seed=seed)
+    composites = ComposedStacks(compositor_of(root, "val", side), count, bank=1000, seed=seed)
     rows: dict[str, list[dict[str, float]]] = {"network": [], "bottom": [], "copies": []}
     shown: list[list[NDArray[np.uint8]]] = []
     for number in range(count):
