@@ -19,7 +19,7 @@ from .paths import (
     VPPath,
 )
 from .samplers import Callback, Step, draw_noise, refine, sample, time_grid
-from .schedulers import make_scheduler, respace, with_scheduler
+from .schedulers import make_scheduler, respace, shift_of_tokens, with_scheduler
 from .timesteps import (
     LogitNormal,
     Shifted,
@@ -64,6 +64,7 @@ __all__ = [
     "renoise",
     "respace",
     "sample",
+    "shift_of_tokens",
     "shift_time",
     "solve",
     "stochastic_ddim",

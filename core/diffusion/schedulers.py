@@ -47,6 +47,18 @@ def respace(steps: int, num_train_timesteps: int = 1000, *, leading: bool = Fals
     return [round(spacing * i) for i in range(steps)][::-1]
 
 
+def shift_of_tokens(config: Mapping[str, Any], tokens: float) -> float:
+    """``mu`` of a scheduler whose time shift follows the picture's size, as FLUX's does; the shift is ``exp(mu)``.
+
+    Args:
+        config: Of the scheduler, with ``use_dynamic_shifting``.
+        tokens: Of the noisy picture.
+    """
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(first + (last - first) * (tokens - low) / (high - low))
+
+
 def make_scheduler(
     name: str, parameterization: Parameterization, shift: float = 1.0, **options: Any
 ) -> SchedulerMixin:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +26,7 @@ from ...core.errors import PolyditError
 from ...core.probing import tap
 from ...core.training.weights import read_weights
 from .formulation import GROUPS
-from .model import TokenGroupTryOn, shift_of, shipped_or_own
+from .model import TokenGroupTryOn, shipped_or_own
 from .pipeline import ADAPTERS
 
 __all__ = ["DistilledTryOn"]
@@ -78,9 +79,7 @@ class DistilledTryOn(TokenGroupTryOn):
         self.teacher = teacher
         self.kind = kind
         self.adversarial_weight, self.objective_weight = adversarial_weight, objective_weight
-        self.distillation = TrajectoryDistillation(
-            teacher_steps, steps, shift=shift_of(self.objective.timesteps), space=_space(self.objective)
-        )
+        self.distillation = TrajectoryDistillation(teacher_steps, steps, space=_space(self.objective))
         self.sites = sites or _spread(self._network[0])
         self.discriminator: FeatureDiscriminator | None = None
         if kind == "adversarial":
@@ -143,6 +142,7 @@ class DistilledTryOn(TokenGroupTryOn):
         noise, uniform = self.draw(x0, first)
         if noise is None or uniform is None:
             noise, uniform = torch.randn_like(x0), torch.rand(len(x0), device=x0.device)
+        self.distillation = replace(self.distillation, shift=self.sampling_shift(x0))
         segments = self.distillation.segments_of(uniform)
         parameterization = self.objective
         with self.frozen_teacher():

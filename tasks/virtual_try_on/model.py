@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor, nn
 
 from ...core.adapters import LoraOptions, continue_from, inject_group
@@ -18,7 +18,7 @@ from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import FixedText
 from ...core.conditioning.pretrained_joint import can_join
-from ...core.diffusion import Objective, make_scheduler
+from ...core.diffusion import Objective, make_scheduler, shift_of_tokens
 from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
@@ -95,6 +95,7 @@ class VirtualTryOn(DiffusionModule):
             texts = {"empty": "", "negative": "", "prompt": prompt}
             self.text = FixedText(texts, reads.length, reads.width, reads.pooled_width)
         self._network = (network,)  # not a child: its weights are the backbone's
+        self.own_scheduler = _dynamic_scheduler(folder) if folder else None
 
     def prepare(self) -> None:
         """Refuse another space than the backbone is made for, then what every module prepares.
@@ -169,13 +170,25 @@ class VirtualTryOn(DiffusionModule):
             **more,
         )
 
+    def build_scheduler(self) -> SchedulerMixin:
+        """Euler steps, shifted as the backbone's own where those follow the tokens, else as training draws times."""
+        if self.own_scheduler is not None:
+            return FlowMatchEulerDiscreteScheduler.from_config(self.own_scheduler)
+        return make_scheduler("euler", self.objective, shift=shift_of(self.objective.timesteps))
+
+    def sampling_shift(self, latents: Tensor) -> float:
+        """The time shift of :meth:`build_scheduler` for latents (B, C, H, W)."""
+        if self.own_scheduler is None:
+            return shift_of(self.objective.timesteps)
+        return math.exp(shift_of_tokens(self.own_scheduler, math.prod(self._network[0].grid_of(latents))))
+
     def build_pipeline(self) -> DiffusionPipeline:
         """The pipeline over this backbone and its adapters."""
         from .pipeline import VirtualTryOnPipeline
 
         return VirtualTryOnPipeline(
             transformer=self.transformer,
-            scheduler=make_scheduler("euler", self.objective, shift=shift_of(self.objective.timesteps)),
+            scheduler=self.build_scheduler(),
             vae=self.space.component,
             text=self.text,
             formulation=self.formulation.config(),
@@ -415,6 +428,14 @@ def _pipeline_folder(transformer: str) -> Path:
     """The pipeline's folder, from that of its transformer."""
     path = Path(transformer).expanduser()
     return path.parent if not (path / "model_index.json").is_file() and path.name == "transformer" else path
+
+
+def _dynamic_scheduler(folder: Path) -> dict[str, Any] | None:
+    """Settings of a folder's flow scheduler, where its time shift follows the number of tokens."""
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        return None
+    config = FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")
+    return dict(config) if config.get("use_dynamic_shifting") else None
 
 
 def _to_uint8(picture: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from ...core.conditioning import KeyValueCache
 from ...core.data.images import read_image, to_uint8
 from ...core.data.masks import harden, paste_back
 from ...core.data.pillow import from_pillow
-from ...core.diffusion import Denoise, Guidance, Parameterization, with_scheduler
+from ...core.diffusion import Denoise, Guidance, Parameterization, shift_of_tokens, with_scheduler
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
 from ...core.pipeline import TaskPipeline
@@ -269,10 +269,7 @@ class VirtualTryOnPipeline(TaskPipeline):
             return None
         network = as_backbone(self.transformer)
         patch = network.patch if isinstance(network, PretrainedTransformer) else network.patch_size
-        tokens = math.prod(latents.shape[-2:]) / math.prod(patch)
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        return {"mu": first + (last - first) * (tokens - low) / (high - low)}
+        return {"mu": shift_of_tokens(config, math.prod(latents.shape[-2:]) / math.prod(patch))}
 
 
 def _read(picture: Image.Image | str | Path) -> NDArray[np.uint8]:

@@ -131,7 +131,7 @@ def test_a_run_of_each_kind(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = yaml.safe_load((CONFIGS / "small_distil.yaml").read_text())
     made = settings["model"]["init_args"]
-    made["backbone"]["init_args"] = dict(SMALL)
+    made["backbone"] = {"class_path": "polydit.core.conditioning.TokenGroupDiT", "init_args": dict(SMALL)}
     made |= {"height": 16, "width": 16, "teacher": str(teacher), "ema": None}
     for options in made["adapters"].values():
         options["rank"] = 2

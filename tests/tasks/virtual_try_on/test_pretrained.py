@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,11 @@ def test_a_student_on_pretrained_weights(folders, teachers, tmp_path, family, ki
         torch.testing.assert_close(student.teach(condition)(x_t, timestep), taught)
     student.build_pipeline().save_pretrained(tmp_path)
     pipe = polydit.load(tmp_path)
+    # The steps that are learned are those of sampling, shifted by the number of tokens where the base's own are.
+    pipe.scheduler.set_timesteps(sigmas=[1.0, 0.5], **(pipe.time_shift(x_t) or {}))
+    torch.testing.assert_close(pipe.scheduler.sigmas, torch.tensor(student.distillation.times[::2]))
+    shift = math.exp(pipe.time_shift(x_t)["mu"]) if family == "flux" else 3.0
+    assert student.distillation.times[2] == pytest.approx(shift / (1 + shift))
     with torch.no_grad():
         kept = pipe.predictor(condition["conditions"])(x_t, timestep)
     torch.testing.assert_close(kept, learnt, atol=1e-5, rtol=1e-4)
