@@ -63,6 +63,28 @@ class Frame:
             return part
         return F.interpolate(part, self.whole, mode="bicubic", antialias=True).clamp(-1, 1)
 
+    def stretch(self, maps: Tensor) -> Tensor:
+        """Values of any range (1, C, *size) at the picture's size, (1, C, *whole); linear between pixels."""
+        part = maps[..., self.top : self.top + self.inner[0], self.left : self.left + self.inner[1]]
+        return F.interpolate(part, self.whole, mode="bilinear")
+
+    def inside(self, places: Tensor) -> Tensor:
+        """Places (B, 2, H, W) in the network's picture as places in the picture that was framed.
+
+        Columns, then rows, of -1 to 1 from edge to edge; what lies around the picture is beyond that.
+        """
+        start, size, inner = self._sides(places)
+        return ((places + 1) / 2 * size - start) / inner * 2 - 1
+
+    def outside(self, places: Tensor) -> Tensor:
+        """The inverse of :meth:`inside`."""
+        start, size, inner = self._sides(places)
+        return ((places + 1) / 2 * inner + start) / size * 2 - 1
+
+    def _sides(self, like: Tensor) -> list[Tensor]:
+        sides = ((self.left, self.top), self.size[::-1], self.inner[::-1])
+        return [like.new_tensor(side).view(1, 2, 1, 1) for side in sides]
+
     def _scaled(self, picture: Tensor) -> Tensor:
         if self.inner == tuple(picture.shape[-2:]):
             return picture

@@ -29,6 +29,8 @@ from ...core.pipeline import TaskPipeline
 from .formulation import Formulation
 from .formulations import formulation_from
 from .framing import Frame
+from .sharpness import sharpened
+from .warping import WarpingTokenGroupDiT
 
 __all__ = ["VirtualTryOnOutput", "VirtualTryOnPipeline"]
 
@@ -165,17 +167,13 @@ class VirtualTryOnPipeline(TaskPipeline):
         results = []
         for whole, worn, area in zip(people, garments, masks, strict=True):
             frame = Frame.fitting(tuple(whole.shape[-2:]), (self.formulation.height, self.formulation.width))
-            shown = None if worn is None else Frame.onto_white(to_tensor(worn), frame.size)
-            made = self.generate(
-                frame.shrink(whole),
-                shown,
-                frame.shrink_mask(area),
-                num_inference_steps,
-                generator,
-                guidance_scale,
-                cache,
-            )
+            flat = None if worn is None else to_tensor(worn)
+            shown = None if flat is None else Frame.onto_white(flat, frame.size)
+            small, spot = frame.shrink(whole), frame.shrink_mask(area)
+            made = self.generate(small, shown, spot, num_inference_steps, generator, guidance_scale, cache)
             made = frame.enlarge(made.cpu())
+            if flat is not None and shown is not None and isinstance(self.transformer, WarpingTokenGroupDiT):
+                made = sharpened(made, self.transformer, small * (1 - spot), shown, flat, frame)
             if repaint:
                 made = paste_back(whole, made, area, round(feather * whole.shape[-2]))
             results.append(made)

@@ -296,13 +296,29 @@ def compose(colours: Tensor, garment: Tensor, maps: Tensor) -> Tensor:
         (B, C + 4, H, W): the mixture; the places that were copied from, column and row in [-1, 1] from edge to edge;
         the trust's logit, :data:`ABSENT` where there is no garment; the light's logarithm.
     """
-    places = own_places(maps) + maps[:, :2]
     absent = (garment == 0).flatten(1).all(1).view(-1, 1, 1, 1)
-    logit, light = maps[:, 2:3].masked_fill(absent, ABSENT), maps[:, 3:]
-    copied = lit(sample(garment, places), light)
-    # What is more likely not cloth is not copied at all: exactly so at first, and wherever no garment is.
-    trust = (logit / 2).tanh().clamp(min=0)
-    return torch.cat([colours + trust * (copied - colours), places, logit, light], 1)
+    places = places_of(maps)
+    maps = torch.cat([places, maps[:, 2:3].masked_fill(absent, ABSENT), maps[:, 3:]], 1)
+    copied = copied_with(sample(garment, places), maps)
+    return torch.cat([colours + trust_of(maps) * (copied - colours), maps], 1)
+
+
+def places_of(maps: Tensor) -> Tensor:
+    """(B, 2, H, W): where the maps of :class:`Warp` copy from, column and row in [-1, 1] from edge to edge."""
+    return own_places(maps) + maps[:, :2]
+
+
+def trust_of(maps: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 1): how much of a copy is taken, of the third of four channels.
+
+    What is more likely not cloth is not copied at all: exactly so at first, and wherever no garment is.
+    """
+    return (maps[:, 2:3] / 2).tanh().clamp(min=0)
+
+
+def copied_with(picture: Tensor, maps: Tensor) -> Tensor:
+    """What was copied, in the light of the last of four channels."""
+    return lit(picture, maps[:, 3:])
 
 
 def sample(garment: Tensor, places: Tensor) -> Tensor:
