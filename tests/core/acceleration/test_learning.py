@@ -16,6 +16,7 @@ from polydit.core.acceleration import (
     accelerate,
     learn_feedback,
     learn_router,
+    learning,
 )
 from polydit.core.acceleration.learning import count_steps, last_call
 from polydit.core.acceleration.plan import Plan
@@ -69,6 +70,19 @@ def test_a_router_learns_where_computing_pays(make_dit, run, separate):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.blocks.parameters())
     assert "forward" not in vars(model)
+
+
+def test_steps_that_do_not_change_the_image_teach_the_router_nothing(make_dit, run, monkeypatch):
+    model = make_dit(depth=2, std=0.12)
+    weights = torch.zeros(STEPS)
+    weights[3] = STEPS - 1
+    monkeypatch.setattr(learning._RouterLessons, "image_errors", lambda self, run: weights)
+    fresh = Router.of(model, STEPS, torch.Generator().manual_seed(0)).logits.detach()
+    router = learn_router(model, lambda number: run(model, STEPS), passes=3, share=0.5)
+    moved = router.logits.detach() - fresh
+    still = [step for step in range(1, STEPS) if step != 3]
+    assert float(moved[still].std()) < 1e-5  # all scores are shifted alike in the end
+    assert float((moved[3] - moved[1, 0]).abs().min()) > 0.05
 
 
 def test_a_feedback_block_beats_the_cache_of_the_front(make_dit, run, tmp_path):
