@@ -222,15 +222,16 @@ def test_context_is_a_function_of_the_generator():
     assert one[0, 16, 16] > one[0, 0, 0]
 
 
-def test_sources_can_be_balanced(tmp_path):
+def test_sources_of_cutouts_can_be_balanced_and_photographs_are_drawn_alike(tmp_path, monkeypatch):
     files = [tmp_path / f"many--{n}.png" for n in range(90)] + [tmp_path / f"few--{n}.png" for n in range(10)]
     rng = np.random.default_rng(0)
-    shares = {}
-    for balance in (1.0, 0.0):
+    for balance, share in ((1.0, 0.1), (0.0, 0.5)):
         compositor = Compositor(files, files, 32, CompositeOptions(balance=balance))
-        from polydit.core.data.composites import _pick
+        for kind in ("_photos", "_cutouts"):
+            monkeypatch.setattr(compositor, kind, lambda file: np.zeros((2, 2, 4), np.uint8))
 
-        drawn = [_pick(files, compositor._weights[0], rng).name for _ in range(2000)]
-        shares[balance] = np.mean([name.startswith("few") for name in drawn])
-    assert shares[1.0] == pytest.approx(0.1, abs=0.03)
-    assert shares[0.0] == pytest.approx(0.5, abs=0.04)
+        def few(draw):
+            return np.mean([draw(rng)[1].name.startswith("few") for _ in range(2000)])
+
+        assert few(compositor.draw_cutout) == pytest.approx(share, abs=0.04)
+        assert few(compositor.draw_photo) == pytest.approx(0.1, abs=0.03)
