@@ -235,3 +235,11 @@ def test_sources_of_cutouts_can_be_balanced_and_photographs_are_drawn_alike(tmp_
 
         assert few(compositor.draw_cutout) == pytest.approx(share, abs=0.04)
         assert few(compositor.draw_photo) == pytest.approx(0.1, abs=0.03)
+
+
+def test_photographs_are_held_large_enough_for_small_crops(tmp_path):
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (400, 300)).save(file)
+    for held, side in ((2.0, 64), (4.0, 128), (20.0, 300)):  # never enlarged
+        compositor = Compositor([file], [file], 32, CompositeOptions(photo_held=held))
+        assert min(compositor.draw_photo(np.random.default_rng(0))[0].shape[:2]) == side
