@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,13 @@ from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.conditioning import FixedText
 from ...core.conditioning.pretrained_joint import can_join
 from ...core.diffusion import Objective, make_scheduler, shift_of_tokens
-from ...core.diffusion.objective import ObjectiveOutput
 from ...core.errors import PolyditError
 from ...core.training import DiffusionModule
 from ...core.training.weights import PACKAGE, is_on_meta
 from .formulation import GROUPS, Formulation, TokenGroupFormulation
-from .warping import WarpingTokenGroupDiT, compose, lacks_warp, start_plain, warp_losses
+from .warping import lacks_warp, start_plain
 
 __all__ = ["TokenGroupTryOn", "VirtualTryOn", "shift_of", "shipped_or_own"]
-
-Learn = Literal["all", "warp", "rest"]
 
 
 class VirtualTryOn(DiffusionModule):
@@ -67,15 +64,7 @@ class VirtualTryOn(DiffusionModule):
         folder = _pipeline_folder(folder) if folder else None
         if autoencoder is None and folder and (folder / "vae").is_dir():
             autoencoder = DiffusersAutoencoder.from_pretrained(folder)
-        source = kwargs.get("init_weights")
-        plain = source is not None and lacks_warp(source, network)
-        if plain:
-            start_plain(source, network)
-            kwargs["init_weights"] = None  # read already
-            print(f"weights: {source} has none for copying from the garment; that part starts anew")  # noqa: T201
         super().__init__(backbone, objective=objective, autoencoder=autoencoder, **kwargs)
-        if plain and not is_on_meta(backbone):
-            self.init_weights = source
         if formulation.keep_known and self.objective.prediction != "x0":
             raise PolyditError(
                 f"--model.keep_known: the network answers {self.objective.prediction}; needs an objective with x0"
@@ -244,12 +233,6 @@ class TokenGroupTryOn(VirtualTryOn):
         drop_garment: See :class:`VirtualTryOn`.
         prompt: Likewise.
         steps: Likewise.
-        learn: What learns without ``adapters``: ``all``; of a ``WarpingTokenGroupDiT`` also its ``warp`` alone, by what
-            drawn scenes know of it and many times faster, or the ``rest``.
-        flow_weight: Of what a ``WarpingTokenGroupDiT`` errs by in where cloth lies in the garment's picture, in pixels;
-            this and the next two count where the data knows that.
-        trust_weight: Of the cross-entropy of where it trusts its copy.
-        light_weight: Of what the light on its copy errs by.
         **kwargs: Of :class:`DiffusionModule`.
 
     Raises:
@@ -275,20 +258,14 @@ class TokenGroupTryOn(VirtualTryOn):
         drop_garment: float = 0.0,
         prompt: str = "Model",
         steps: int = 30,
-        learn: Learn = "all",
-        flow_weight: float = 0.1,
-        trust_weight: float = 0.2,
-        light_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        weights = {"flow": flow_weight, "trust": trust_weight, "light": light_weight}
-        for name, weight in weights.items():
-            if not 0 <= weight < math.inf:
-                raise PolyditError(f"--model.{name}_weight {weight:g}: a weight, 0 or more")
-        if learn not in get_args(Learn):
-            raise PolyditError(
-                f"--model.learn: {learn!r} is unknown; choose from {', '.join(get_args(Learn))}"
-            )
+        source = kwargs.get("init_weights")
+        plain = source is not None and lacks_warp(source, backbone)
+        if plain:
+            start_plain(source, backbone)  # type: ignore[arg-type]
+            kwargs["init_weights"] = None  # read already
+            print(f"weights: {source} has none for copying from the garment; that part starts anew")  # noqa: T201
         formulation = TokenGroupFormulation(
             height=height,
             width=width,
@@ -308,11 +285,8 @@ class TokenGroupTryOn(VirtualTryOn):
                 f"--model.adapters: {unknown[0]!r} is no group of tokens; there are {', '.join(GROUPS)}"
             )
         self.group_adapters = dict(adapters)
-        self.learn, self.warp_weights = learn, weights
-        if learn != "all" and (adapters or not isinstance(self._network[0], WarpingTokenGroupDiT)):
-            raise PolyditError(
-                f"--model.learn {learn}: needs a WarpingTokenGroupDiT as backbone, and no --model.adapters"
-            )
+        if plain and not is_on_meta(backbone):
+            self.init_weights = source
         network = self._network[0]
         if (
             isinstance(network, PretrainedTransformer)
@@ -333,42 +307,6 @@ class TokenGroupTryOn(VirtualTryOn):
         """The network's raw answer, with the guidance of training."""
         return self.ask(x_t, timestep, condition, self.acting, training=True)
 
-    def losses(self, batch: Any, first: int | None = None) -> tuple[dict[str, Tensor], ObjectiveOutput]:
-        """As in :class:`DiffusionModule`; where the warp learns alone, of what it says and without denoising.
-
-        Raises:
-            PolyditError: the warp learns alone and the data does not know where cloth lies.
-        """
-        if self.learn != "warp":
-            return super().losses(batch, first)
-        if "flow" not in batch:
-            raise PolyditError(
-                "--model.learn warp: the data does not know where cloth lies; use SyntheticTryOn, or learn all"
-            )
-        shown = self.condition(batch)["conditions"]
-        self.batch_samples = len(shown["person"])
-        maps = self._network[0].maps(shown["person"], shown["garment"])
-        made = compose(torch.zeros_like(shown["person"]), shown["garment"], maps)
-        picture, copies = made.split((made.shape[1] - 4, 4), 1)
-        terms = self.weighted(copies, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        none = torch.zeros_like(picture)
-        time = loss.new_zeros(len(picture))
-        return terms, ObjectiveOutput(loss, loss.expand(len(picture)), picture, none, time, none, made)
-
-    def extra_losses(self, batch: Mapping[str, Tensor], output: ObjectiveOutput) -> dict[str, Tensor]:
-        """What a warp errs by that learns with the rest, on data that knows where cloth lies."""
-        network = self._network[0]
-        if "flow" not in batch or not isinstance(network, WarpingTokenGroupDiT):
-            return {}
-        if not any(p.requires_grad for p in network.warp.parameters()):
-            return {}
-        return self.weighted(output.prediction[:, output.x0.shape[1] :], batch)
-
-    def weighted(self, copies: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``flow``, ``trust`` and ``light``."""
-        return {name: self.warp_weights[name] * error for name, error in warp_losses(copies, batch).items()}
-
     def prepare(self) -> None:
         """Freeze the backbone and add the LoRAs, where there are any.
 
@@ -377,9 +315,6 @@ class TokenGroupTryOn(VirtualTryOn):
         """
         if self._prepared:
             return
-        if self.learn != "all":
-            self.backbone.requires_grad_(self.learn == "rest")
-            self._network[0].warp.requires_grad_(self.learn == "warp")
         if self.group_adapters:
             self.backbone.requires_grad_(False)
             for group, options in self.group_adapters.items():

@@ -21,6 +21,7 @@ from polydit.tasks.virtual_try_on.data import DrawnPairs
 from polydit.tasks.virtual_try_on.distillation import DistilledTryOn
 from polydit.tasks.virtual_try_on.model import TokenGroupTryOn
 from polydit.tasks.virtual_try_on.synthetic.sources import ProceduralSources
+from polydit.tasks.virtual_try_on.warp_model import WarpingTryOn
 from polydit.tasks.virtual_try_on.warping import (
     ABSENT,
     WarpingTokenGroupDiT,
@@ -68,9 +69,9 @@ def batch():
     return {"person": person, "garment": garment, "mask": mask}
 
 
-def module_of(dit, **options):
+def module_of(dit, kind=WarpingTryOn, **options):
     settings = {"height": 16, "width": 16, "keep_known": True, **options}
-    return TokenGroupTryOn(dit, Objective(prediction="x0", loss="l1"), **settings)
+    return kind(dit, objective=Objective(prediction="x0", loss="l1"), **settings)
 
 
 def predict(module, batch, training=False, cache=None):
@@ -150,7 +151,7 @@ def test_it_starts_as_the_model_without_copies(batch):
     state = {name: value + 0.1 * torch.randn(value.shape) for name, value in plain.state_dict().items()}
     plain.load_state_dict(state)
     assert {n.split(".")[0] for n in copying.load_state_dict(state, strict=False).missing_keys} == {"warp"}
-    assert torch.equal(predict(module_of(plain), batch), predict(module_of(copying), batch))
+    assert torch.equal(predict(module_of(plain, TokenGroupTryOn), batch), predict(module_of(copying), batch))
     conditions = {name: batch[name] for name in ("person", "garment")}
     x_t, timestep = torch.randn(2, 3, 16, 16), torch.full((2,), 700.0)
     one, other = (model(x_t, timestep, conditions=conditions).sample for model in (plain, copying))
@@ -162,7 +163,7 @@ def test_no_garment_no_copy(dit, batch):
     plain.load_state_dict(
         {name: value for name, value in dit.state_dict().items() if not name.startswith("warp.")}
     )
-    one, other = module_of(dit), module_of(plain)
+    one, other = module_of(dit), module_of(plain, TokenGroupTryOn)
     assert not torch.allclose(predict(one, batch), predict(other, batch))
     bare = {**batch, "garment": batch["garment"] * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)}
     left, right = predict(one, bare), predict(other, bare)
@@ -257,17 +258,14 @@ def test_what_learns_is_what_was_asked_for(dit, batch):
     ("options", "message"),
     [
         ({"learn": "shoes"}, "learn: 'shoes' is unknown; choose from all, warp, rest"),
-        (
-            {"learn": "warp", "adapters": {"garment": LoraOptions()}},
-            "learn warp: needs a WarpingTokenGroupDiT",
-        ),
+        ({"adapters": {"garment": LoraOptions()}}, "adapters: leave the warp as it is"),
         ({"flow_weight": -1.0}, "flow_weight -1: a weight, 0 or more"),
     ],
 )
 def test_settings_that_do_not_fit(dit, options, message):
     with pytest.raises(PolyditError, match=message):
         module_of(dit, **options)
-    with pytest.raises(PolyditError, match="needs a WarpingTokenGroupDiT"):
+    with pytest.raises(PolyditError, match="of a WarpingTokenGroupDiT only"):
         module_of(TokenGroupDiT(**SMALL), learn="rest")
     with pytest.raises(ValueError, match="need the conditions person and garment"):
         WarpingTokenGroupDiT(**{**SMALL, "conditions": {"person": "shared"}})
@@ -348,7 +346,7 @@ def test_weights_of_other_settings_are_told(tmp_path):
 
 def test_the_student_of_a_copying_teacher_starts_as_the_teacher(dit, batch, tmp_path):
     objective = Objective(prediction="x0", loss="l1", timesteps=Shifted(shift=2.0))
-    teacher = module_of(dit, adapters={"garment": LoraOptions(2, targets=LAYERS)})
+    teacher = module_of(dit, TokenGroupTryOn, adapters={"garment": LoraOptions(2, targets=LAYERS)})
     teacher.prepare()
     teacher.eval().build_pipeline().save_pretrained(tmp_path / "teacher")
     student = DistilledTryOn(
