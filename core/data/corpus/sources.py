@@ -166,6 +166,16 @@ CATALOGUE: tuple[Source, ...] = (
     Source("budgie-backgrounds", photos=("*/backgrounds/budgie/*.jpg",), real=("*",)),
     Source("wordpress-theme-twentytwentyfive", photos=("*/assets/images/*",), real=("*",)),
     Source("wordpress-theme-twentytwentyfour", photos=("*/assets/images/*",), real=("*",)),
+    Source(
+        "endless-sky-high-dpi",
+        photos=("*/images/land/*.jpg",),
+        real=("*",),
+        cutouts=("*/images/outfit/*.png", "*/images/ship/*.png"),
+        skip=("*/outfit/harvested*",),
+    ),
+    Source("krank", photos=("*/levels/unera-backgrounds/*.jpg",), real=("*",)),
+    Source("kphotoalbum", photos=("*/kphotoalbum/demo/*.jpg",), real=("*",), skip=("*logo*",)),
+    Source("wesnoth-1.16-data", cutouts=("*/portraits/*.png",)),
     Source("tuxtype-data", photos=("*/tuxtype/images/backgrounds/*.jpg", "*/images/kcas*.jpg"), real=("*",)),
     Source(
         "gcompris-qt-data",
