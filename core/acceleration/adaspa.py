@@ -124,23 +124,10 @@ class _BlockSite(AttentionSite):
     searching = False
 
     def __init__(self, name: str, module: nn.Module, policy: AdaSpa) -> None:
-        super().__init__(name, module)
-        self.policy = policy
         self.blocks: dict[int, Tensor] = {}
         self.lse: dict[int, Tensor] = {}
-
-    def forget(self, branch: int | None = None) -> None:
-        super().forget(branch)
-        for kept in (self.blocks, self.lse):
-            if branch is None:
-                kept.clear()
-            else:
-                kept.pop(branch, None)
-
-    @property
-    def bytes(self) -> int:
-        tensors = [*self.blocks.values(), *self.lse.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        super().__init__(name, module, self.blocks, self.lse)
+        self.policy = policy
 
     def product(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, fused: Callable[[], Tensor]

@@ -45,11 +45,16 @@ class AttentionSite(CacheSite):
     """Sees the fused product ``scaled_dot_product_attention`` that a module makes, and may replace it.
 
     Products whose queries and keys are of unlike number (attention to a text) are left alone.
+
+    Args:
+        name: of the module, for messages.
+        module: whose product it is.
+        kept: what the site keeps for each branch, to be forgotten and counted.
     """
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module, *kept: dict[int, Tensor]) -> None:
         super().__init__(name, Taylor())
-        self.module = module
+        self.module, self.kept = module, kept
         self._branch = 0
         self._asked = False
 
@@ -63,6 +68,20 @@ class AttentionSite(CacheSite):
         """As any site."""
         self._branch = branch
         super().enter(step, branch, compute, learn)
+
+    def forget(self, branch: int | None = None) -> None:
+        """As any site, and what is kept."""
+        super().forget(branch)
+        for kept in self.kept:
+            if branch is None:
+                kept.clear()
+            else:
+                kept.pop(branch, None)
+
+    @property
+    def bytes(self) -> int:
+        """Of what is kept."""
+        return sum(tensor.numel() * tensor.element_size() for kept in self.kept for tensor in kept.values())
 
     def attach(self) -> list[Unbind]:
         """Bind; what undoes it."""

@@ -119,24 +119,11 @@ class _BandSite(AttentionSite):
     refreshing = False
 
     def __init__(self, name: str, module: nn.Module, policy: Rettention) -> None:
-        super().__init__(name, module)
-        self.policy = policy
-        self.attend = policy.sparse()
         self.ratios: dict[int, Tensor] = {}
         self.missed: dict[int, Tensor] = {}
-
-    def forget(self, branch: int | None = None) -> None:
-        super().forget(branch)
-        for kept in (self.ratios, self.missed):
-            if branch is None:
-                kept.clear()
-            else:
-                kept.pop(branch, None)
-
-    @property
-    def bytes(self) -> int:
-        tensors = [*self.ratios.values(), *self.missed.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        super().__init__(name, module, self.ratios, self.missed)
+        self.policy = policy
+        self.attend = policy.sparse()
 
     def product(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, fused: Callable[[], Tensor]
