@@ -69,7 +69,7 @@ def main() -> None:
     segmenters: dict[str, Segmenter] = {
         "PDFNet": lambda picture, source: pdfnet(picture, depth[source]).masks[0],
         "PDFNet, depth of nothing": lambda picture, source: pdfnet(picture).masks[0],
-        "the task's own weights, no depth": lambda picture, source: own(picture).masks[0],
+        "the task's own weights, no depth": lambda picture, source: own(picture, output_type="np").masks[0],
         "nearer than the median": lambda picture, source: nearer(depth[source]),
         **{name: lambda picture, source, peer=peer: peer(picture) for name, peer in PEERS.items()},
     }
