@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
@@ -20,9 +21,20 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 def bake_scale(module: LoraModule) -> LoraModule:
-    """The same LoRA at scale 1: B takes the scale, in the precision it has."""
-    b = module.b if module.scale == 1 else (module.scale * module.b.double()).to(module.b.dtype)
-    return LoraModule(module.a, b, module.magnitude, 1.0, module.keys)
+    """The same LoRA at scale 1: B takes the scale, in the precision it has.
+
+    Of float16, whose small values lose their bits, A takes as many powers of two as it can without such a loss.
+    """
+    a, b, scale = module.a, module.b, module.scale
+    if scale == 1:
+        return module
+    if b.dtype == torch.float16 and a.any():
+        size = math.log2(float(a.double().square().mean().sqrt()))
+        lowest = min(0, math.ceil(-11 - size))  # the normal ones begin at 2 ** -14
+        power = min(0, max(lowest, math.frexp(scale)[1]))
+        a, scale = (2.0**power * a.double()).to(a.dtype), scale * 2.0**-power
+    b = (scale * b.double()).to(b.dtype)
+    return LoraModule(a, b, module.magnitude, 1.0, module.keys)
 
 
 def from_layout(

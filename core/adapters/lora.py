@@ -149,12 +149,20 @@ def set_adapter_weights(model: nn.Module, weights: Mapping[str, float]) -> None:
     """Activate adapters, each times its weight: the output is the base plus the weighted sum of their deltas.
 
     Raises:
-        PolyditError: the model has no adapter of that name.
+        PolyditError: the model has no adapter of that name; or it is to be weighed, and its initialisation moved a part
+            of the base into it (PiSSA, OLoRA).
     """
     have = adapter_names(model)
     for name in weights:
         if name not in have:
             raise PolyditError(f"adapter {name!r}: the model has {', '.join(have) or 'none'}")
+    for _, layer in lora_layers(model):
+        for name in getattr(layer, INITIAL, {}):
+            if weights.get(name, 0.0) != 1:
+                raise PolyditError(
+                    f"adapter {name!r}: a part of the base is in it since its initialisation, so it has strength 1; "
+                    "save it, and load the file on the base to weigh it"
+                )
     for _, layer in lora_layers(model):
         active = [name for name in weights if name in layer.lora_A]
         layer.set_adapter(active)
@@ -186,7 +194,7 @@ def unload(model: nn.Module) -> None:
         base = layer.base_layer
         if not layer.merged:
             for adapter, (a, b) in getattr(layer, INITIAL, {}).items():
-                base.weight.data += (layer.scaling[adapter] * delta(a, b)).to(base.weight)
+                base.weight.data += (training_scale(layer, adapter) * delta(a, b)).to(base.weight)
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], base)
     if hasattr(model, "peft_config"):
@@ -245,5 +253,6 @@ def grow_rank(
             a.out_features = b.in_features = rank
         else:
             a.out_channels = b.in_channels = rank
+        scale = training_scale(layer, adapter)
         layer.r[adapter] = rank
-        layer.lora_alpha[adapter] = layer.lora_alpha[adapter] * rank / old
+        layer.lora_alpha[adapter] *= scale / training_scale(layer, adapter)

@@ -55,8 +55,9 @@ class LRStreamAttnProcessor(JointAttnProcessor2_0):
             norm(attn.norm_q, heads(attn.to_q_control(attn.to_q(lr)))),
         ]
         keys = [norm(attn.norm_k, heads(attn.to_k(image)))]
-        lr_key = keys[0] if self.compat == "published" else heads(attn.to_k_control(attn.to_k(lr)))
-        keys.append(norm(attn.norm_k, lr_key))
+        # Where keys are normalised, the published code takes the image's (normalised twice) for the LR stream's.
+        published = self.compat == "published" and attn.norm_k is not None
+        keys.append(norm(attn.norm_k, keys[0] if published else heads(attn.to_k_control(attn.to_k(lr)))))
         values = [heads(attn.to_v(image)), heads(attn.to_v_control(attn.to_v(lr)))]
         if encoder_hidden_states is not None:
             queries.append(norm(attn.norm_added_q, heads(attn.add_q_proj(encoder_hidden_states))))
@@ -131,7 +132,7 @@ class DiT4SRBlock(JointTransformerBlock):
                 dim_head=attention_head_dim,
                 heads=num_attention_heads,
                 out_dim=dim,
-                context_pre_only=False,
+                context_pre_only=context_pre_only,
                 bias=True,
                 processor=processor,
                 qk_norm=qk_norm,

@@ -83,18 +83,19 @@ DC_AE: dict[str, Any] = {
 
 
 class Synthesis(nn.Module):
-    """Decoded latents to a map of twice their size: blocks, sub-pixel upsampling, a convolution."""
+    """Decoded latents (channels) to a map of twice their size: blocks, sub-pixel upsampling, a convolution."""
 
-    def __init__(self, width: int, up_width: int, out_channels: int, depth: int = 3) -> None:
+    def __init__(self, channels: int, width: int, up_width: int, out_channels: int, depth: int = 3) -> None:
         super().__init__()
         self.synthesis_transform = nn.Sequential(
-            *(DepthConvBlock(width) for _ in range(depth)),
+            DepthConvBlock(channels, width),
+            *(DepthConvBlock(width) for _ in range(depth - 1)),
             SubpixelUp(width, up_width),
             nn.Conv2d(up_width, out_channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, h, w) -> (B, out_channels, 2h, 2w)."""
+        """(B, channels, h, w) -> (B, out_channels, 2h, 2w)."""
         return self.synthesis_transform(x)
 
 
@@ -103,12 +104,15 @@ class Analysis(nn.Module):
 
     Args:
         latent_channels: of the autoencoder's latents (1/32 of the picture's size).
-        width: of the features (1/16) and of the result (1/64).
+        width: of the features (1/16), and inside.
+        channels: of the result (1/64).
         latent_width: of the latents' part in between.
         feature_width: of the features' part.
     """
 
-    def __init__(self, latent_channels: int, width: int, latent_width: int, feature_width: int) -> None:
+    def __init__(
+        self, latent_channels: int, width: int, channels: int, latent_width: int, feature_width: int
+    ) -> None:
         super().__init__()
         mid = latent_width + feature_width
         self.pre1 = nn.Sequential(nn.Conv2d(latent_channels, latent_width, 3, padding=1))
@@ -118,11 +122,11 @@ class Analysis(nn.Module):
             DepthConvBlock(mid),
             Downsample(mid, width),
             DepthConvBlock(width),
-            DepthConvBlock(width),
+            DepthConvBlock(width, channels),
         )
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
-        """(B, latent_channels, h, w) and (B, width, 2h, 2w) -> (B, width, h / 2, w / 2)."""
+        """(B, latent_channels, h, w) and (B, width, 2h, 2w) -> (B, channels, h / 2, w / 2)."""
         return self.analysis_transform(torch.cat([self.pre1(latents), self.pre2(features)], dim=1))
 
 
@@ -206,6 +210,7 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
         latent_width: width of the latents' own part in the analysis; None is the published 128 of 320.
         feature_width: width of the features' part; None is 64 of 320.
         scale_width: width of the scale head's upsampling; None is 192 of 320.
+        width: of the features and inside of all transforms, the published 320; None is ``channel``.
 
     Attributes:
         counts: of the side information's offsets from the medians, int32 (channel / 2, 2 RADIUS + 2).
@@ -225,14 +230,17 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
         latent_width: int | None = None,
         feature_width: int | None = None,
         scale_width: int | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        out, half = channel_out or ch_emd, channel // 2
-        self.g_a = Analysis(ch_emd, channel, latent_width or channel * 2 // 5, feature_width or channel // 5)
-        self.g_s = Synthesis(channel, channel, out)
-        self.scale = Synthesis(channel, scale_width or channel * 3 // 5, out)
-        self.prompt = Synthesis(channel, channel, channel)
-        self.aux = Synthesis(channel, channel, out, depth=2)
+        out, half, width = channel_out or ch_emd, channel // 2, width or channel
+        self.g_a = Analysis(
+            ch_emd, width, channel, latent_width or width * 2 // 5, feature_width or width // 5
+        )
+        self.g_s = Synthesis(channel, width, width, out)
+        self.scale = Synthesis(channel, width, scale_width or width * 3 // 5, out)
+        self.prompt = Synthesis(channel, width, width, width)
+        self.aux = Synthesis(channel, width, width, ch_emd, depth=2)
         self.h_a = nn.Sequential(
             DepthConvBlock(channel), DepthConvBlock(channel, half), Reduce(half), Reduce(half)
         )
@@ -262,7 +270,7 @@ class DiTICLatentCodec(ModelMixin, ConfigMixin):
 
         Args:
             latents: of the autoencoder, scaled, (B, ch_emd, h, w); h and w multiples of 8.
-            features: of the picture, (B, channel, 2h, 2w).
+            features: of the picture, (B, width, 2h, 2w).
         """
         y, z = self.analyse(latents, features)
         z_hat, z_likelihood = self.entropy_bottleneck(z)

@@ -29,13 +29,25 @@ class Bottleneck(nn.Module):
         return x + self.branch(x)
 
 
-class SimpleAttention(nn.Module):
-    """``x + a(x) * sigmoid(b(x))``, both branches of bottlenecks."""
+class ResidualUnit(nn.Module):
+    """``relu(x + 1x1(relu(3x3(relu(1x1(x))))))``: a bottleneck under other names, and with a last ReLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv_a = nn.Sequential(*(Bottleneck(width) for _ in range(3)))
-        self.conv_b = nn.Sequential(*(Bottleneck(width) for _ in range(3)), nn.Conv2d(width, width, 1))
+        self.conv = Bottleneck(width).branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same."""
+        return torch.relu(x + self.conv(x))
+
+
+class SimpleAttention(nn.Module):
+    """``x + a(x) * sigmoid(b(x))``, both branches of residual units."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_a = nn.Sequential(*(ResidualUnit(width) for _ in range(3)))
+        self.conv_b = nn.Sequential(*(ResidualUnit(width) for _ in range(3)), nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> the same."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PolyditError
 from .dit_ic import DC_AE, FLOW_SIGMA, SANA_600M, TIMESTEP, DiTIC, DiTICLatentCodec, LatentPrompter
 from .elic import ElicAnalysis
 from .official import load_matching
@@ -26,7 +25,7 @@ PREFIXES = (
     ("codec.g_c.block.", "codec.context.g_c."),
     ("codec.aux.block.", "codec.aux.synthesis_transform."),
     ("DiT.", "transformer."),
-    ("aux_codec.g_a.analysis_transform.", "features.analysis_transform."),
+    ("aux_codec.analysis_transform.", "features.analysis_transform."),
 )
 # Parts inside names: a pattern of the released, what it becomes, and back.
 INNER = (
@@ -40,7 +39,11 @@ CONSTANTS = re.compile(
     r"codec\.(entropy_bottleneck\.(_?(offset|quantized_cdf|cdf_length)|target|likelihood_lower_bound\.bound)"
     r"|gaussian_conditional\..*)$|(^|\.)timesteps?$"
 )
-ALIASES = re.compile(r"\.(pre2\.0|analysis_transform\.2|up)\.branch1\.")
+# Downsampling and upsampling stand twice in released files, old ones know the second name only.
+DOWN = re.compile(r"(codec\.g_a\.(?:pre2\.0|analysis_transform\.2)\.)branch1\.")
+UP = re.compile(r"(codec\.(?:(?:g_s|scale|prompt)\.synthesis_transform\.3|aux\.block\.2)\.)branch1\.")
+# What only training needs.
+TRAINING = re.compile(r"loss\.|linear_proj\.|foundation_model\.|prompter\.(proj_clip\.|logit_scale$)")
 OLD_BOTTLENECK = re.compile(r"entropy_bottleneck\._(matrix|bias|factor)(\d)$")
 PLURAL = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
@@ -64,11 +67,11 @@ def dit_ic_from_official(
         ch_emd: channels of the autoencoder's latents.
         channel: width of what is coded.
         channel_out: of the reconstruction; None is ``ch_emd``.
-        hard_coded_widths_replaced: for smaller models, what stands for the released code's 128, 64 and 192.
+        hard_coded_widths_replaced: for smaller models, what stands for the released code's 320, 192, 128 and 64.
         prompter: arguments of :class:`LatentPrompter`.
         sana: arguments of diffusers' ``SanaTransformer2DModel``; None is SANA-600M.
-        scheduler: configuration of diffusers' DPM-Solver, which says how far the step goes.
-        time: timestep that the transformer is told.
+        scheduler: configuration of diffusers' DPM-Solver, which says how far the step goes and at which timestep.
+        time: timestep that the transformer is told without a ``scheduler``.
         vae: arguments of diffusers' ``AutoencoderDC``; None is DC-AE f32c32.
 
     Raises:
@@ -77,23 +80,22 @@ def dit_ic_from_official(
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
     widths = {int(k): v for k, v in (hard_coded_widths_replaced or {}).items()}
-    if widths.get(320, channel) != channel:
-        raise PolyditError(
-            f"dit_ic: channel is {channel}, and {widths[320]} stands for 320; they are the same"
-        )
+    width = widths.get(320, channel)
     state = _ours(state_dict)
-    start = _start(scheduler)
+    start, timestep = (FLOW_SIGMA, time) if scheduler is None else _start(scheduler)
     has = {name.split(".")[0] for name in state}
 
     def build() -> DiTIC:
         return DiTIC(
-            DiTICLatentCodec(ch_emd, channel, channel_out, widths.get(128), widths.get(64), widths.get(192)),
+            DiTICLatentCodec(
+                ch_emd, channel, channel_out, widths.get(128), widths.get(64), widths.get(192), width
+            ),
             LatentPrompter(**(prompter or {})),
             SanaTransformer2DModel(**(sana or SANA_600M)),
             start=start,
-            timestep=time,
+            timestep=timestep,
             vae=AutoencoderDC(**(vae or DC_AE)) if "vae" in has else None,
-            features=ElicAnalysis(widths.get(192, 192), channel) if "features" in has else None,
+            features=ElicAnalysis(widths.get(192, 192), width) if "features" in has else None,
         )
 
     with torch.device("meta"):
@@ -118,23 +120,26 @@ def dit_ic_to_official(model: nn.Module) -> dict[str, Tensor]:
     return names | constants
 
 
-def _start(scheduler: Mapping[str, Any] | None) -> float:
-    if scheduler is None:
-        return FLOW_SIGMA
+def _start(scheduler: Mapping[str, Any]) -> tuple[float, int]:
     from diffusers import DPMSolverMultistepScheduler
 
     solver = DPMSolverMultistepScheduler.from_config(dict(scheduler))
     solver.set_timesteps(1)
-    return float(solver.sigmas[0])
+    return float(solver.sigmas[0]), int(solver.timesteps[0])
 
 
 def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
-        if CONSTANTS.search(name) or ALIASES.search(name):
+        if CONSTANTS.search(name) or TRAINING.match(name):
             continue
-        if name.startswith("aux_codec.") and not name.startswith("aux_codec.g_a.analysis_transform."):
-            continue  # the rest of that codec is not used
+        plain = UP.sub(r"\1up.", DOWN.sub(r"\1down.", name))
+        if plain != name and plain in state:
+            continue
+        # The whole of that codec, or its analysis alone; the rest is not used.
+        name = re.sub(r"^aux_codec\.g_a\.", "aux_codec.", plain)
+        if name.startswith("aux_codec.") and not name.startswith("aux_codec.analysis_transform."):
+            continue
         name = OLD_BOTTLENECK.sub(lambda m: f"entropy_bottleneck.{PLURAL[m[1]]}.{m[2]}", name)
         for released, ours in PREFIXES:
             if name.startswith(released):

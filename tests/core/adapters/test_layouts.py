@@ -20,8 +20,9 @@ from polydit.core.adapters import (
     save_lora,
 )
 from polydit.core.adapters.families import FAMILIES
-from polydit.core.adapters.formats import LAYOUTS
+from polydit.core.adapters.formats import LAYOUTS, bake_scale
 from polydit.core.adapters.lora import lora_layers
+from polydit.core.adapters.lora_file import LoraModule
 from polydit.core.backbones import DiT
 from polydit.core.cli import main
 from polydit.core.commands import lora as lora_command
@@ -316,6 +317,22 @@ def test_bfloat16_stays_and_powers_of_two_are_exact(tmp_path):
     out = load_file(tmp_path / "out.safetensors")
     assert torch.equal(out[f"{KOHYA}.lora_down.weight"], a)
     assert torch.equal(out[f"{KOHYA}.lora_up.weight"], 2 * b)
+
+
+@pytest.mark.parametrize("scale", [1 / 128, 1 / 3, 4.0])
+def test_small_values_of_float16_keep_their_bits(scale):
+    generator = torch.Generator().manual_seed(0)
+    a = (0.02 * torch.randn(8, 64, generator=generator)).half()
+    b = (2e-4 * torch.randn(32, 8, generator=generator)).half()
+    baked = bake_scale(LoraModule(a, b, None, scale, []))
+    assert (baked.scale, baked.a.dtype, baked.b.dtype) == (1, a.dtype, b.dtype)
+    expected = scale * (b.double() @ a.double())
+    error = (baked.b.double() @ baked.a.double() - expected).norm() / expected.norm()
+    plain = ((scale * b.double()).half().double() @ a.double() - expected).norm() / expected.norm()
+    assert error < 5e-4
+    assert scale > 0.1 or plain > 3 * error
+    zero = bake_scale(LoraModule(torch.zeros_like(a), b, None, scale, []))
+    assert not zero.a.any()
 
 
 def test_headers_of_others_are_kept_but_for_scale_and_checksums(tmp_path):

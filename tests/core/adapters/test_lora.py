@@ -265,8 +265,9 @@ def test_factors_of_a_bfloat16_base_learn_in_float32():
     assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.float32}
 
 
-def test_growing_the_rank_changes_nothing_and_the_new_columns_learn(tmp_path):
-    model = trained(VARIANTS["plain"])
+@pytest.mark.parametrize("name", ["plain", "rslora"])
+def test_growing_the_rank_changes_nothing_and_the_new_columns_learn(tmp_path, name):
+    model = trained(VARIANTS[name])
     expected = run(model)
     grow_rank(model, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(run(model), expected, atol=1e-6, rtol=1e-6)
@@ -281,6 +282,18 @@ def test_growing_the_rank_changes_nothing_and_the_new_columns_learn(tmp_path):
     other = make_dit()
     load_lora(other, path)
     torch.testing.assert_close(run(other), run(model), atol=2e-5, rtol=1e-4)
+    set_adapter_weights(model, {"default": 1.0})
+    torch.testing.assert_close(run(model), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_an_adapter_that_holds_a_part_of_its_base_is_not_weighed(name):
+    model = trained(VARIANTS[name])
+    expected = run(model)
+    for weights in ({"default": 0.5}, {}):
+        with pytest.raises(PolyditError, match="adapter 'default': a part of the base is in it"):
+            set_adapter_weights(model, weights)
+    torch.testing.assert_close(run(model), expected, atol=0, rtol=0)
 
 
 def shapes(model: nn.Module, targets: str) -> int:

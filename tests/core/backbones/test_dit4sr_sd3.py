@@ -8,7 +8,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, SD3Transformer2DModel
 from safetensors.torch import load_file
 
-from polydit.core.backbones.dit4sr_block import LRInjectionFeedForward
+from polydit.core.backbones.dit4sr_block import DiT4SRBlock, LRInjectionFeedForward
 from polydit.core.backbones.dit4sr_sd3 import DiT4SR, dit4sr_from_official, dit4sr_to_official
 from polydit.core.errors import PolyditError
 
@@ -217,6 +217,29 @@ def test_share_of_the_softmax_that_a_fresh_lr_stream_takes():
     attn.processor.compat = "published"
     half = before_projection(lr=False) / 2
     torch.testing.assert_close(before_projection(lr=True), half, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_without_norms_the_released_code_has_no_fault():
+    """There the image's keys stand in for the LR stream's where keys are normalised, and nowhere else."""
+    torch.manual_seed(0)
+    for norm, same in ((None, True), ("rms_norm", False)):
+        block = DiT4SRBlock(8, 2, 4, qk_norm=norm)
+        for parameter in block.attn.parameters():
+            parameter.normal_()
+        tokens, text = torch.randn(1, 8, 8), torch.randn(1, 3, 8)
+        outs = []
+        for compat in ("published", "intended"):
+            block.attn.processor.compat = compat
+            outs.append(block.attn(tokens, text, lr_tokens=4)[0])
+        assert torch.equal(*outs) == same
+
+
+def test_the_second_attention_of_a_last_block_has_no_text_output():
+    names = DiT4SRBlock(8, 2, 4, context_pre_only=True, use_dual_attention=True).state_dict()
+    assert "attn2.add_k_proj.weight" in names
+    assert "attn2.to_add_out.weight" not in names
+    assert "attn2.to_add_out.weight" in DiT4SRBlock(8, 2, 4, use_dual_attention=True).state_dict()
 
 
 @pytest.mark.parametrize("compat", ["published", "intended"])

@@ -1,6 +1,7 @@
 """DiT-IC: reference vectors of every part, sizes of the published model, and the official names there and back."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -149,13 +150,17 @@ def test_a_checkpoint_may_hold_autoencoder_and_features(weights):
         "decoder_layers_per_block": [1, 1], "encoder_qkv_multiscales": [[], []], "decoder_qkv_multiscales": [[], []],
     }  # fmt: skip
     torch.manual_seed(0)
-    parts = {"vae": AutoencoderDC(**small), "aux_codec.g_a": ElicAnalysis(12, 16)}
+    parts = {"vae": AutoencoderDC(**small), "aux_codec": ElicAnalysis(12, 16)}
     extra = {f"{prefix}.{k}": v for prefix, part in parts.items() for k, v in part.state_dict().items()}
     model = load_official("dit_ic", weights | extra, **META["config"], vae=small)
     assert torch.equal(model.vae.decoder.conv_in.weight, extra["vae.decoder.conv_in.weight"])
     picture = torch.rand(1, 3, 32, 32) * 2 - 1
-    assert torch.equal(model.features(picture), parts["aux_codec.g_a"](picture))
+    assert torch.equal(model.features(picture), parts["aux_codec"](picture))
     assert save_official("dit_ic", model).keys() == (weights | extra).keys()
+    whole = {k.replace("aux_codec.", "aux_codec.g_a."): v for k, v in extra.items()}
+    whole["aux_codec.h_a.reduction.0.weight"] = torch.zeros(1)  # the rest of that codec
+    again = load_official("dit_ic", weights | whole, **META["config"], vae=small)
+    assert torch.equal(again.features(picture), model.features(picture))
 
 
 def test_wrong_checkpoints_are_named(weights):
@@ -165,8 +170,64 @@ def test_wrong_checkpoints_are_named(weights):
         load_official(
             "dit_ic", {k: v for k, v in weights.items() if k != "prompter.pattern"}, **META["config"]
         )
-    with pytest.raises(PolyditError, match="channel is 32, and 16 stands for 320"):
-        load_official("dit_ic", weights, **{**META["config"], "channel": 32})
+
+
+def test_a_whole_training_module_is_read(weights, model):
+    """Everything that the released code's module registers: aliases of its resampling, losses, the teacher's layers."""
+    twice, first = {}, set()
+    for name, tensor in weights.items():
+        alias = re.sub(
+            r"(pre2\.0|g_a\.analysis_transform\.2|synthesis_transform\.3|aux\.block\.2)\.(down|up)\.",
+            r"\1.branch1.",
+            name,
+        )
+        if alias != name:
+            twice[alias] = tensor
+            first.add(name)
+    assert len(twice) == 2 + 2 + 4 * 4
+    unused = dict.fromkeys(
+        ["loss.logvar", "linear_proj.weight", "foundation_model.x", "prompter.logit_scale"]
+    )
+    unused = {name: torch.zeros(1) for name in unused}
+    for state in (weights | twice | unused, {k: v for k, v in weights.items() if k not in first} | twice):
+        again = load_official("dit_ic", state, **META["config"])
+        for (name, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+
+def test_what_is_coded_may_be_wider_than_the_transforms():
+    codec = DiTICLatentCodec(6, 24, 10, 8, 4, 12, width=16)
+    assert codec.g_a.pre2[0].down.in_channels == codec.prompt.synthesis_transform[-1].out_channels == 16
+    assert (
+        codec.g_s.synthesis_transform[-1].out_channels
+        == codec.scale.synthesis_transform[-1].out_channels
+        == 10
+    )
+    assert codec.aux.synthesis_transform[-1].out_channels == 6
+    out = codec.eval()(torch.randn(1, 6, 8, 8), torch.randn(1, 16, 16, 16))
+    assert out.y.shape == (1, 24, 4, 4)
+    assert (out.mean.shape, out.res.shape, out.prompt.shape) == ((1, 10, 8, 8), (1, 6, 8, 8), (1, 16, 8, 8))
+
+
+def test_the_timestep_is_the_solvers(weights):
+    scheduler = {**META["config"]["scheduler"], "num_train_timesteps": 500}
+    model = load_official("dit_ic", weights, **{**META["config"], "scheduler": scheduler, "time": 3})
+    assert model.timestep == 499
+
+
+def test_attention_of_the_features_is_compressais():
+    """Units end with a ReLU, as compressai's ``AttentionBlock`` has them, those outside of it do not."""
+    torch.manual_seed(0)
+    block = ElicAnalysis(8, 8).analysis_transform[8]
+    x = torch.randn(2, 8, 5, 7)
+    a, b = x, x
+    for unit in block.conv_a:
+        a = torch.relu(unit.conv(a) + a)
+    for unit in block.conv_b[:-1]:
+        b = torch.relu(unit.conv(b) + b)
+    torch.testing.assert_close(block(x), x + a * torch.sigmoid(block.conv_b[-1](b)))
+    names = block.state_dict().keys()
+    assert {"conv_a.0.conv.0.weight", "conv_b.2.conv.4.bias", "conv_b.3.weight"} <= names
 
 
 def test_published_sizes():
