@@ -45,6 +45,18 @@ SWIGLU_BACK: tuple[tuple[str, str], ...] = (
     (r"^blocks\.(\d+)\.mlp\.fc1\.", r"blocks.\1.mlp.w12."),
     (r"^blocks\.(\d+)\.mlp\.fc2\.", r"blocks.\1.mlp.w3."),
 )
+# The official constructors' defaults.
+DEFAULTS = {
+    "input_size": 32,
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 1152,
+    "depth": 28,
+    "num_heads": 16,
+    "mlp_ratio": 4.0,
+    "class_dropout_prob": 0.1,
+    "num_classes": 1000,
+}
 ROTARY_KEYS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
 
@@ -66,14 +78,12 @@ def renamed_to_native(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def _build(
     system: str, state_dict: dict[str, Tensor], options: dict[str, Any], config: dict[str, Any]
 ) -> DiT:
-    shape = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio")
-    shared = (*shape, "class_dropout_prob", "num_classes")
-    unknown = sorted(set(config) - set(shared))
+    unknown = sorted(set(config) - set(DEFAULTS))
     if unknown:
         raise PolyditError(
-            f"{system} has no argument {unknown[0]!r}; its arguments are {', '.join(shared)}, ..."
+            f"{system} has no argument {unknown[0]!r}; its arguments are {', '.join(DEFAULTS)}, ..."
         )
-    model = DiT(**{"mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 1000, **config, **options})
+    model = DiT(**{**DEFAULTS, **config, **options})
     weights = {k: v for k, v in _rename(state_dict, RENAMES).items() if k not in ROTARY_KEYS}
     load_matching(model, weights, system)
     return model
@@ -110,7 +120,7 @@ def lightningdit_from_official(
         "qk_norm": ("rms" if use_rmsnorm else "layer") if use_qknorm else None,
         "modulation_shift": not wo_shift,
     }
-    return _build("lightningdit", state_dict, options, config)
+    return _build("lightningdit", state_dict, options, {"in_channels": 32, **config})
 
 
 def dit_to_official(model: DiT) -> dict[str, Tensor]:
@@ -126,5 +136,9 @@ def lightningdit_to_official(model: DiT) -> dict[str, Tensor]:
     """Official names, with the rotary tables that the official module keeps as buffers."""
     state_dict = dit_to_official(model)
     if model.rotary is not None:
-        state_dict |= dict(zip(ROTARY_KEYS, model.rotary(grid_coordinates(model.base_grid)), strict=True))
+        # Released tables are of n / side * side, which float32 rounds for some sides (13, 19, 21, ...).
+        places = grid_coordinates(model.base_grid)
+        sides = places.new_tensor(model.base_grid)
+        tables = model.rotary(places.float() / sides * sides)
+        state_dict |= dict(zip(ROTARY_KEYS, tables, strict=True))
     return state_dict

@@ -33,7 +33,13 @@ SIZES: dict[str, Size] = {
 # What the published families have in common beside the size.
 FAMILIES: dict[str, dict[str, Any]] = {
     "DiT": {"input_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": True},
-    "SiT": {"input_size": 32, "in_channels": 4, "num_classes": 1000, "learn_sigma": False},
+    "SiT": {
+        "input_size": 32,
+        "in_channels": 4,
+        "num_classes": 1000,
+        "learn_sigma": True,
+        "keep_sigma": False,
+    },
     "LightningDiT": {
         "input_size": 16,
         "in_channels": 32,

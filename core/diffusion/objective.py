@@ -196,5 +196,7 @@ class Objective(Parameterization):
     def _safe_range(self) -> tuple[float, float]:
         # Reading data off noise divides by alpha, weights by sigma or alpha: stay away from their zeros.
         singular = self.prediction in ("epsilon", "score") or self.weighting != "none"
-        low = max(self.path.min_time, 1e-3) if singular else self.path.min_time
+        low = self.path.min_time or (
+            1e-3 if singular else 0.0
+        )  # of the published VP, 1e-5 whatever is predicted
         return low, 1 - 1e-3 if singular and self.path.ends_in_noise else 1.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polydit.core.backbones import load_official, read_official_file, save_official
+from polydit.core.backbones import load_official, make_dit, read_official_file, save_official
 from polydit.core.errors import PolyditError
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
@@ -195,3 +195,28 @@ def test_unknown_system_and_argument_are_named():
         load_official("pixart", {})
     with pytest.raises(PolyditError, match="no argument 'width'"):
         load_official("dit", {}, width=3)
+
+
+@pytest.mark.parametrize(
+    ("system", "family"), [("dit", "DiT"), ("sit", "SiT"), ("lightningdit", "LightningDiT")]
+)
+def test_what_is_left_out_is_as_in_the_official_constructors(system, family):
+    options = {} if family != "LightningDiT" else {"norm": "layer", "mlp": "gelu_tanh", "position": "sincos"}
+    with torch.device("meta"):
+        published = make_dit(f"{family}-XL/2", **options)
+        state = save_official(system, published)
+        again = load_official(system, state, **({"input_size": 16} if family == "LightningDiT" else {}))
+    assert again.state_dict().keys() == published.state_dict().keys()
+    assert (again.config.num_heads, again.config.depth, again.config.hidden_size) == (16, 28, 1152)
+
+
+def test_released_rotary_tables_are_rounded_as_they_are():
+    model = make_dit("LightningDiT-S/1", input_size=13, depth=1, in_channels=4)
+    table = save_official("lightningdit", model)["feat_rope.freqs_cos"]
+    places = torch.arange(13) / 13 * 13  # as the released code counts
+    assert (places != torch.arange(13)).any()
+    width = 64 // 2
+    frequencies = 1 / 10000 ** (torch.arange(0, width, 2)[: width // 2].float() / width)
+    angles = (places[:, None] * frequencies).repeat_interleave(2, dim=1)
+    expected = torch.cat([angles[:, None].expand(13, 13, -1), angles[None].expand(13, 13, -1)], -1).cos()
+    torch.testing.assert_close(table, expected.flatten(0, 1), rtol=0, atol=1e-7)

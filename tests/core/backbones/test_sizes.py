@@ -62,9 +62,13 @@ def test_number_of_keys(name, keys):
     assert len(build(name).state_dict()) == keys
 
 
-def test_sit_is_dit_without_the_variance():
-    difference = count(build("DiT-S/2")) - count(build("SiT-S/2"))
-    assert difference == (384 + 1) * 2 * 2 * 4
+def test_sit_has_dits_weights_and_drops_the_variance():
+    assert count(build("SiT-XL/2")) == count(build("DiT-XL/2")) == 675_129_632
+    model = make_dit("SiT-S/8", input_size=16)
+    assert (
+        model(torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.long)).sample.shape[1]
+        == 4
+    )
 
 
 @pytest.mark.parametrize("name", ["DiT", "DiT-XXL/2", "UNet-S/2", "DiT-S/", "DiT-S2"])
