@@ -196,7 +196,6 @@ class Objective(Parameterization):
     def _safe_range(self) -> tuple[float, float]:
         # Reading data off noise divides by alpha, weights by sigma or alpha: stay away from their zeros.
         singular = self.prediction in ("epsilon", "score") or self.weighting != "none"
-        low = self.path.min_time or (
-            1e-3 if singular else 0.0
-        )  # of the published VP, 1e-5 whatever is predicted
+        # A path's own bound holds whatever is predicted: SiT trains its VP path from 1e-5.
+        low = self.path.min_time or (1e-3 if singular else 0.0)
         return low, 1 - 1e-3 if singular and self.path.ends_in_noise else 1.0

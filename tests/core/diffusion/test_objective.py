@@ -208,6 +208,13 @@ def test_time_range_limits_the_draws(generator):
     assert t.max() == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon", "score"])
+def test_the_variance_preserving_path_trains_from_its_own_bound(prediction):
+    assert Objective(path=VPPath(), prediction=prediction).time_range[0] == 1e-5
+    linear = Objective(prediction=prediction).time_range[0]
+    assert linear == (0 if prediction == "velocity" else 1e-3)
+
+
 def test_configuration_from_yaml():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Objective, "objective")
