@@ -1,4 +1,4 @@
-"""The open corpus: openly licensed training material gathered from Debian packages.
+"""The open corpus: openly licensed training material gathered from Debian and npm packages.
 
 ``polydit corpus build --output DIR`` is served by `add_arguments` and `run`. Importing this package is light
 (standard library only), so that the command's help is quick.
@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=None,
-        metavar="FOLDER_OR_DEB",
-        help="use these .deb files (or folders of them) and do not download anything",
+        metavar="FOLDER_OR_FILE",
+        help="use these .deb files, .tgz files of npm pack, or folders of them, and do not download anything",
     )
     parser.add_argument(
         "--packages",
         default=None,
         metavar="A,B",
-        help="only these Debian packages (default: every catalogued one that the kinds need)",
+        help="only these packages (default: every catalogued one that the kinds need)",
     )
     parser.add_argument(
         "--kinds",

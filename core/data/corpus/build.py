@@ -11,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import PolyditError
-from . import KINDS
-from .debian import Deb, candidate_version, download, licence_of
+from . import KINDS, debian, npm
+from .debian import Deb
 from .gather import SAME_PHOTO_BITS, Candidate, distinct, gather
 from .manifest import SPLITS, Record, load_manifest, save_manifest, split_of, write_atomically
+from .npm import Tarball
 from .pictures import near_duplicate
 from .sources import CATALOGUE, source_for
 
 __all__ = ["build_corpus"]
 
+NOT_LISTED = "not in this system's package lists"
 FOLDERS = ("meshes", "illustrations")  # kinds whose items are folders of files
 
 
@@ -40,7 +42,7 @@ def build_corpus(
     Args:
         output: folder of the corpus; made if it is not there.
         kinds: any of ``photos``, ``cutouts``, ``meshes``, ``illustrations``.
-        sources: .deb files and folders of them; None downloads through apt-get.
+        sources: .deb files, .tgz files of ``npm pack`` and folders of them; None downloads through apt-get and npm.
         packages: names to restrict to; with None every catalogued package that has one of the kinds (from apt), or
             every given file.
         max_side: longest side of stored training photographs, in pixels.
@@ -77,7 +79,12 @@ def build_corpus(
             continue
         say(f"{label}: reading" if file else f"{label}: downloading")
         with tempfile.TemporaryDirectory(dir=output, prefix=".download-") as folder:
-            deb = Deb(file if file is not None else download(package, Path(folder)))
+            registry = npm if source_for(package).npm else debian
+            deb = _open(
+                file
+                if file is not None
+                else registry.download(source_for(package).npm or package, Path(folder))
+            )
             harvest = gather(deb, source_for(package), missing, max_side)
         if stale:
             records = _remove(output, records, [r for r in records if r.package == package])
@@ -121,17 +128,19 @@ def _plan_files(sources: list[Path], packages: list[str] | None) -> list[tuple[s
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            inside = sorted(source.glob("*.deb"))
+            inside = sorted([*source.glob("*.deb"), *source.glob("*.tgz")])
             if not inside:
-                raise PolyditError(f"--from {source}: no .deb files in this folder; give another folder")
+                raise PolyditError(
+                    f"--from {source}: no .deb or .tgz files in this folder; give another folder"
+                )
             files += inside
         elif source.is_file():
             files.append(source)
         else:
-            raise PolyditError(f"--from {source}: not found; give .deb files or folders of them")
+            raise PolyditError(f"--from {source}: not found; give .deb or .tgz files, or folders of them")
     newest: dict[str, tuple[str, str, Path | None]] = {}
     for file in files:
-        deb = Deb(file)
+        deb = _open(file)
         if packages is None or deb.package in packages:
             newest[deb.package] = (deb.package, deb.version, file)
     for package in packages or []:
@@ -142,21 +151,28 @@ def _plan_files(sources: list[Path], packages: list[str] | None) -> list[tuple[s
     return sorted(newest.values(), key=lambda item: (order.get(item[0], len(order)), item[0]))
 
 
+def _open(file: Path) -> Deb | Tarball:
+    return Tarball(file) if file.suffix == ".tgz" else Deb(file)
+
+
 def _plan_packages(
     kinds: list[str], packages: list[str] | None, say: Callable[[str], None]
 ) -> list[tuple[str, str, Path | None]]:
     plan: list[tuple[str, str, Path | None]] = []
     names = packages if packages is not None else [s.package for s in CATALOGUE if s.kinds() & set(kinds)]
     for package in names:
-        version = candidate_version(package)
+        name = source_for(package).npm
+        version = npm.newest_version(name) if name else debian.candidate_version(package)
         if version is not None:
             plan.append((package, version, None))
         elif packages is not None:
             raise PolyditError(
-                f"--packages {package}: unknown to apt; run 'apt-get update', or check the name"
+                f"--packages {package}: unknown to npm, or npm is not installed; check both"
+                if name
+                else f"--packages {package}: unknown to apt; run 'apt-get update', or check the name"
             )
         else:
-            say(f"{package}: not in this system's package lists; left out")
+            say(f"{package}: {'npm does not give it' if name else NOT_LISTED}; left out")
     if not plan:
         raise PolyditError(
             "apt: knows none of the packages; run 'apt-get update', or give .deb files with --from"
@@ -165,7 +181,7 @@ def _plan_packages(
 
 
 def _store(
-    output: Path, records: list[Record], deb: Deb, candidates: list[Candidate], copyright_text: str
+    output: Path, records: list[Record], deb: Deb | Tarball, candidates: list[Candidate], copyright_text: str
 ) -> tuple[list[Record], str]:
     kept, duplicates = distinct(candidates)
     if copyright_text:
@@ -190,7 +206,7 @@ def _store(
     return records, f"{added} files, {duplicates} duplicates dropped"
 
 
-def _write(output: Path, deb: Deb, candidate: Candidate, copyright_text: str) -> Record:
+def _write(output: Path, deb: Deb | Tarball, candidate: Candidate, copyright_text: str) -> Record:
     split = "reserved" if candidate.reserved else split_of(deb.package, candidate.group)
     folder = f"reserved/{candidate.kind}" if split == "reserved" else f"{candidate.kind}/{split}"
     names = list(candidate.files)
@@ -210,7 +226,7 @@ def _write(output: Path, deb: Deb, candidate: Candidate, copyright_text: str) ->
         package=deb.package,
         version=deb.version,
         source=candidate.source,
-        licence=licence_of(candidate.source.replace(".sh3f/", "/"), copyright_text),
+        licence=deb.licence(candidate.source.replace(".sh3f/", "/"), copyright_text),
         width=candidate.width,
         height=candidate.height,
         size=sum(len(content) for content in candidate.files.values()),

@@ -88,6 +88,7 @@ class Deb:
             raise PolyditError(
                 f"{path}: not a Debian package (no package name inside); remove it or download it again"
             )
+        self.copyright_file = f"usr/share/doc/{self.package}/copyright"
 
     def _index(self) -> dict[str, tuple[int, int]]:
         members: dict[str, tuple[int, int]] = {}
@@ -165,6 +166,10 @@ class Deb:
                 name = member.name.removeprefix("./")
                 if member.isfile() and wanted(name) and (file := tar.extractfile(member)):
                     yield name, file.read()
+
+    def licence(self, path: str, copyright_text: str) -> str:
+        """The short licence name of a file (see `licence_of`)."""
+        return licence_of(path, copyright_text)
 
 
 class _Window:

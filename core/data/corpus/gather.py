@@ -16,6 +16,7 @@ from .archives import expand, is_archive
 from .debian import Deb
 from .furniture import Model, read_catalogue
 from .illustrations import encode, take_apart
+from .npm import Tarball
 from .pictures import (
     MAX_FLAT,
     MIN_DETAIL,
@@ -79,10 +80,10 @@ class Harvest:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
 
-def gather(deb: Deb, source: Source, kinds: set[str], max_side: int) -> Harvest:
+def gather(deb: Deb | Tarball, source: Source, kinds: set[str], max_side: int) -> Harvest:
     """Read a package once and return its candidates, duplicates included (see `distinct`)."""
     harvest = Harvest()
-    own_copyright = f"usr/share/doc/{deb.package}/copyright"
+    own_copyright = deb.copyright_file
 
     def matches(path: str, patterns: tuple[str, ...]) -> bool:
         low = path.lower()

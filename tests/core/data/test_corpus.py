@@ -322,8 +322,8 @@ def test_errors_name_the_file_or_option(tmp_path, packages):
     (tmp_path / "damaged.deb").write_bytes(damaged)
     out = tmp_path / "out"
     cases = {
-        ("--from", str(tmp_path / "none")): "none: not found; give .deb files or folders of them",
-        ("--from", str(tmp_path / "empty")): "empty: no .deb files in this folder",
+        ("--from", str(tmp_path / "none")): "none: not found; give .deb or .tgz files, or folders of them",
+        ("--from", str(tmp_path / "empty")): "empty: no .deb or .tgz files in this folder",
         ("--from", str(tmp_path / "text.deb")): "text.deb: not a Debian package",
         ("--from", str(tmp_path / "cut.deb")): "cut.deb: cut short; download it again",
         ("--from", str(tmp_path / "damaged.deb")): "damaged.deb: damaged",
