@@ -23,7 +23,7 @@ from .errors import PolyditError
 from .inputs import count_suffixes
 from .jobs import Job, Jobs, find_jobs, subject_dest
 from .open_pipeline import CACHES, check_cache_name, choose_weights, open_pipeline
-from .results import RESULTS, earlier_record, earlier_records, existing_results, report
+from .results import RESULTS, changed_settings, earlier_record, earlier_records, existing_results, report
 from .task import Option, TaskSpec, resolve
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def predict_parser(task: TaskSpec, command: str = "predict", summary: str | None
         help="file, folder, or pattern such as 'photos/*.jpg'",
     )
     if task.table is not None:
-        columns = f"{task.input_flag.lstrip('-')} and the options below, without dashes"
+        columns = f"{task.input_flag.lstrip('-')} and the options of {task.name} below, without dashes"
         text = f"instead: CSV file with a row for each result and the columns {columns}"
         add_options(parser, [Option(task.table, "path", None, text, metavar="FILE")])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
@@ -140,6 +140,11 @@ def predict(task: TaskSpec, options: argparse.Namespace, note: Callable[[str], N
         for job, files in kept.items()
         if files
     }
+    if any(kept.values()) and (changed := changed_settings(writer.path(RESULTS), options, weights)):
+        say(
+            f"polydit: results that are there already were made with other settings: {', '.join(changed)}; "
+            "--overwrite makes them anew, or choose another --output"
+        )
     settings: dict[str, Any] = {"weights": str(weights)}
     begin = time.perf_counter()
     try:
@@ -225,7 +230,8 @@ def _run_all(
                         f"{source}: its results would have the names of those of {job.clash}; "
                         "run it into another --output"
                     )
-                made = run_one(task, pipe, source, writer, job.options)
+                with writer.together():
+                    made = run_one(task, pipe, source, writer, job.options)
                 record |= {"status": "done", **made, "seconds": round(time.perf_counter() - begin, 3)}
             except Exception as error:
                 line = explain(error)

@@ -13,6 +13,7 @@ from .task import TaskSpec
 
 __all__ = [
     "RESULTS",
+    "changed_settings",
     "earlier_record",
     "earlier_records",
     "existing_results",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 RESULTS = "results.json"
+# What may differ between two runs into one folder without another result.
+_INDIFFERENT = {"debug", "progress", "overwrite", "input", "output", "device", "dtype", "weights"}
 
 
 def expected_results(task: TaskSpec, source: Path, options: argparse.Namespace) -> tuple[str, ...]:
@@ -63,6 +66,25 @@ def earlier_record(records: list[dict[str, Any]], source: Path, files: list[Path
         (record for record in own if names & set(record.get("files", ()))),
         own[0] if own else {"input": str(source)},
     )
+
+
+def changed_settings(file: Path, options: argparse.Namespace, weights: Path) -> list[str]:
+    """The settings that an earlier run into the folder of `file` did not have, as ``--steps 8 (was 1)``."""
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    now = {name: _plain(value) for name, value in vars(options).items() if name not in _INDIFFERENT}
+    now["weights"] = str(weights)
+    return [
+        f"--{name.replace('_', '-')} {_spoken(value)} (was {_spoken(before[name])})"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+
+
+def _spoken(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def report(

@@ -70,7 +70,8 @@ def match_modules(
     entry = file.entry
     if entry.get("tokens") == "group" and not group:
         raise PolyditError(
-            f"{path}: was trained for one group of tokens and would change all of them; attach it with load_group_lora"
+            f"{path}: was trained for one group of tokens and would change all of them; give its pipeline folder as "
+            "--weights, or attach it with load_group_lora"
         )
     have = adaptable_modules(model)
     try:

@@ -41,7 +41,7 @@ class OutputWriter:
 
     Every file is written under a temporary name (hidden, ending in ``.partial``) beside its final one and
     renamed when it is complete; on any failure, Ctrl-C included, the temporary file is removed. A file that
-    is there already is kept unless ``overwrite``.
+    is there already is kept unless ``overwrite``. Within :meth:`together` the files of one input appear at once.
     """
 
     def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
@@ -57,6 +57,7 @@ class OutputWriter:
         self.output_dir = Path(output_dir)
         self.overwrite = overwrite
         self._written: set[Path] = set()
+        self._held: list[tuple[Path, Path]] | None = None
         with _explained(self.output_dir, "make this folder"):
             self.output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -76,8 +77,33 @@ class OutputWriter:
         return not self.overwrite and os.path.lexists(self.path(name))
 
     @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let the files that are written in the block appear when it ends, in their order, or none of them.
+
+        What is cut short by an error, Ctrl-C or a full disk leaves nothing that looks like a result.
+        """
+        self._held = held = []
+        try:
+            yield
+            while held:
+                partial, path = held[0]
+                with _explained(path, "write it"):
+                    os.replace(partial, path)
+                del held[0]
+        except BaseException:
+            for partial, path in held:
+                self._written.discard(path)
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+            raise
+        finally:
+            self._held = None
+
+    @contextlib.contextmanager
     def open(self, name: str, *, overwrite: bool | None = None) -> Iterator[BinaryIO]:
         """Open an output for writing bytes; it appears under its name when the block ends without an error.
+
+        In a block of :meth:`together` it appears at the end of that one.
 
         Args:
             name: file name inside the folder.
@@ -102,8 +128,11 @@ class OutputWriter:
                 yield file
                 file.flush()
                 _settle(file.fileno())
-            with _explained(path, "write it"):
-                os.replace(partial, path)
+            if self._held is None:
+                with _explained(path, "write it"):
+                    os.replace(partial, path)
+            else:
+                self._held.append((partial, path))
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()

@@ -179,7 +179,14 @@ def run(options: Namespace) -> int:
         path: Path | None = getattr(options, name)
         if path is not None and path.exists() and not options.overwrite:
             raise PolyditError(f"--{name} {path}: exists already; pass --overwrite or choose another name")
+        if path is not None and path.is_dir():
+            raise PolyditError(f"--{name} {path}: is a folder; give the name of a file")
     if options.truth is not None:
+        for name in ("weights", "sheet"):
+            if (given := getattr(options, name)) is not None:
+                raise PolyditError(
+                    f"--{name} {given}: no network is run with --truth, which compares folders; leave it out"
+                )
         from .stack_evaluate import run as compare
 
         return compare(options)

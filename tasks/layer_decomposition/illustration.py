@@ -129,9 +129,14 @@ def hints(picture: Tensor, width: int = 7) -> Tensor:
     """
     outside = reaches_border(picture.amin(1, keepdim=True) > 0.9).to(picture)
     luma = (picture * picture.new_tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    grown = F.max_pool2d(luma, width, 1, width // 2)
-    closed = -F.max_pool2d(-grown, width, 1, width // 2)
+    closed = -_greatest(-_greatest(luma, width), width)
     return torch.cat([2 * outside - 1, (closed - luma) - 1], dim=1)
+
+
+def _greatest(values: Tensor, width: int) -> Tensor:
+    """The greatest value in a square around each: by rows and then by columns, since `width` grows with the picture."""
+    rows = F.max_pool2d(values, (1, width), 1, (0, width // 2))
+    return F.max_pool2d(rows, (width, 1), 1, (width // 2, 0))
 
 
 def shown(picture: Tensor, channels: int, width: int = 7) -> Tensor:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.data.images import read_image, to_uint8
+from ...core.data.pillow import from_pillow
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.errors import PolyditError
 from ...core.media.layer_files import LayerStack, PictureLayer
@@ -167,10 +168,11 @@ def to_paper(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
     """
     if isinstance(image, Tensor):
         return (image if image.ndim == 4 else image[None]).float()
-    if isinstance(image, str | Path):
-        array = to_uint8(read_image(image)[0]).astype(np.float32) / 255
+    if isinstance(image, str | Path | Image.Image):
+        reader = from_pillow if isinstance(image, Image.Image) else read_image
+        array = to_uint8(reader(image)[0]).astype(np.float32) / 255  # type: ignore[operator]
     else:
-        array = np.asarray(image.convert("RGBA") if isinstance(image, Image.Image) else image)
+        array = np.asarray(image)
         if array.ndim != 3 or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
             raise PolyditError(
                 f"picture of shape {array.shape} and type {array.dtype}: give (H, W, 3 or 4) uint8"

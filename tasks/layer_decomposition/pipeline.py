@@ -107,7 +107,7 @@ class LayerDecompositionPipeline(TaskPipeline):
             Layers that recompose to the picture: pixels without foreground are the picture's own, bit for bit.
 
         Raises:
-            PolyditError: a file cannot be read, or the mask is of another size.
+            PolyditError: a file cannot be read, the mask is of another size, or an option is out of range.
         """
         pixels, given = to_array(image), to_mask(mask)
         if given.shape != pixels.shape[:2]:
@@ -117,6 +117,8 @@ class LayerDecompositionPipeline(TaskPipeline):
             )
         if num_inference_steps < 1:
             raise PolyditError(f"--steps {num_inference_steps}: at least 1 step is needed")
+        if size is not None and size < 32:
+            raise PolyditError(f"--size {size}: give 32 pixels or more")
         empty = np.zeros((*pixels.shape[:2], 4), np.uint8)
         box = bounding_box(given, threshold=_FAINT)
         if box is None:

@@ -167,7 +167,13 @@ class PhotographedPairs(Dataset[dict[str, Tensor]]):
                 f"{source}: {wide}x{high} has not the proportions of {pair.person.name} ({width}x{height}); "
                 "is it of this person?"
             )
-        return fit_mask(mask, self.size)
+        fitted = fit_mask(mask, self.size)
+        if not fitted.any():
+            raise PolyditError(
+                f"{source}: nothing of the mask is in the middle of {pair.person.name} that is used; "
+                "crop the photograph to the person"
+            )
+        return fitted
 
     def _person(self, path: Path) -> NDArray[np.uint8]:
         return fit_person(to_uint8(read_image(path)[0]), self.size)

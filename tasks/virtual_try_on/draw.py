@@ -30,6 +30,10 @@ def run(options: Namespace) -> int:
     """
     if options.output is None:
         raise PolyditError("--output: required; name the folder to draw into")
+    if options.sheet is not None and options.sheet.exists() and not options.overwrite:
+        raise PolyditError(
+            f"--sheet {options.sheet}: exists already; pass --overwrite or choose another name"
+        )
     size = (options.height, options.width)
     pictures = pictures_for(None if options.corpus == Path("none") else options.corpus, options.split)
     settings: dict[str, Any] = {"split": options.split, "seed": options.seed}
@@ -57,6 +61,8 @@ def write_scenes(
 ) -> None:
     """Draw scenes as ``<split>/image``, ``cloth``, ``cloth-mask``, ``agnostic-mask``, and the list of pairs.
 
+    A list that is there is continued: what it says of other people stays.
+
     Args:
         writer: into the root of the data set.
         count: scenes; person i is paired with garment i, and with i + 1 in the second column of the list.
@@ -65,17 +71,29 @@ def write_scenes(
         split: of the draws; ``train`` goes to ``train``, the others to ``test``.
         seed: of all draws.
         first: number of the first scene.
+
+    Raises:
+        PolyditError: a file is there already; nothing was drawn then.
     """
     folder = "train" if split == "train" else "test"
     names = [f"{first + number:05d}_00" for number in range(count)]
+    for name in names:
+        for place, pattern in FOLDERS.items():
+            if writer.exists(file := f"{folder}/{place}/{pattern.format(name)}"):
+                raise PolyditError(
+                    f"{writer.path(file)}: exists already; pass --overwrite, another --first or another --output"
+                )
+    listing = writer.path(f"{folder}_pairs.txt")
+    listed = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     for number, name in enumerate(names):
         scene = draw_scene(first + number, size, pictures, split=split, seed=seed, mask="body")
         parts = (scene.person, scene.garment, scene.garment_mask, scene.mask)
         for (place, pattern), values in zip(FOLDERS.items(), parts, strict=True):
             (writer.output_dir / folder / place).mkdir(parents=True, exist_ok=True)
             writer.image(f"{folder}/{place}/{pattern.format(name)}", to_uint8(values))
-    lines = [f"{a}.png {b}.png" for a, b in zip(names, names[1:] + names[:1], strict=True)]
-    writer.text(f"{folder}_pairs.txt", "\n".join(lines) + "\n")
+    lines = {f"{a}.png": f"{a}.png {b}.png" for a, b in zip(names, names[1:] + names[:1], strict=True)}
+    others = [line for line in listed if line.split() and line.split()[0] not in lines]
+    writer.text(listing.name, "\n".join([*others, *lines.values()]) + "\n", overwrite=True)
 
 
 def scene_sheet(

@@ -86,6 +86,10 @@ def run(options: Namespace) -> int:
 def held_out(options: Namespace, size: tuple[int, int], paired: bool) -> Dataset[dict[str, Tensor]]:
     """The samples of an evaluation."""
     if options.data == "drawn":
+        if options.path is not None:
+            raise PolyditError(
+                f"--path {options.path}: drawn pairs have no folder; say --data viton-hd or dresscode"
+            )
         data = SyntheticTryOn(None if options.corpus == Path("none") else str(options.corpus), *size)
         return DrawnPairs(
             size,
@@ -98,6 +102,14 @@ def held_out(options: Namespace, size: tuple[int, int], paired: bool) -> Dataset
         )
     if options.path is None:
         raise PolyditError(f"--path: required; give the folder of {options.data}")
+    for flag, value, default in (
+        ("--split", options.split, "test"),
+        ("--corpus", str(options.corpus), "data/corpus"),
+    ):
+        if value != default:
+            raise PolyditError(
+                f"{flag} {value}: is of drawn pairs; leave it out, or leave out --data {options.data}"
+            )
     kind: Any = {"viton-hd": VitonHD, "dresscode": DressCode}[options.data]
     found = PhotographedPairs(
         kind(str(options.path), height=size[0], width=size[1]).complete_pairs("test", paired), size

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ...core.data.images import read_image, to_uint8
+from ...core.data.images import ImageInfo, read_image, to_uint8
 from ...core.data.masks import convex_hull, dilate, harden
 from ...core.errors import PolyditError
 
-__all__ = ["CATEGORIES", "SCHEMES", "Scheme", "from_parse", "from_region", "read_labels", "read_mask"]
+__all__ = [
+    "CATEGORIES",
+    "SCHEMES",
+    "Scheme",
+    "from_parse",
+    "from_region",
+    "light_of",
+    "read_labels",
+    "read_mask",
+]
 
 Region = NDArray[np.bool_]
 CATEGORIES = ("upper", "lower", "overall")
@@ -112,11 +122,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Region:
     Raises:
         PolyditError: it cannot be read, has another size, or is empty.
     """
-    pixels, info = read_image(path, background=None)
-    mask = harden(to_uint8(pixels).max(-1))
-    if info.alpha is not None:
-        opaque = harden(to_uint8(info.alpha))
-        mask = mask & opaque if (mask & opaque).any() else opaque
+    mask = light_of(*read_image(path, background=None))
     if size is not None and mask.shape != size:
         raise PolyditError(
             f"{path}: {mask.shape[1]}x{mask.shape[0]}, but the person is {size[1]}x{size[0]}; "
@@ -124,6 +130,16 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Region:
         )
     if not mask.any():
         raise PolyditError(f"{path}: is empty; paint white what is to be dressed anew")
+    return mask
+
+
+def light_of(pixels: NDArray[Any], info: ImageInfo) -> Region:
+    """Where a picture as `read_image` gives it, without a background, is light, or see `read_mask`."""
+    light = to_uint8(pixels).max(-1)
+    mask: Region = light > 0 if light.max(initial=0) == 1 else harden(light)  # counted, or painted
+    if info.alpha is not None:
+        opaque = harden(to_uint8(info.alpha))
+        mask = mask & opaque if (mask & opaque).any() else opaque
     return mask
 
 

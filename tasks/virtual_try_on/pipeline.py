@@ -26,9 +26,11 @@ from ...core.diffusion import Denoise, Guidance, Parameterization, shift_of_toke
 from ...core.diffusion.samplers import Step
 from ...core.errors import PolyditError
 from ...core.pipeline import TaskPipeline
+from .fitting import view_around
 from .formulation import Formulation
 from .formulations import formulation_from
 from .framing import Frame
+from .masks import light_of
 from .sharpness import sharpened
 from .warping import WarpingTokenGroupDiT
 
@@ -134,7 +136,7 @@ class VirtualTryOnPipeline(TaskPipeline):
         cache: bool = True,
         output_type: str = "pil",
     ) -> VirtualTryOnOutput:
-        """Dress people.
+        """Dress people; the network sees the part of each picture around the mask (see `view_around`), at its own size.
 
         Args:
             person: a PIL picture, the path of a file, an (H, W, 3) uint8 array, a (3, H, W) or (1, 3, H, W) tensor in
@@ -145,8 +147,8 @@ class VirtualTryOnPipeline(TaskPipeline):
             num_inference_steps: None is what the weights are made for.
             generator: source of the noise; a CPU generator means the same picture everywhere.
             guidance_scale: how far to push from the person without the garment; 1 is not at all, and half the work.
-            repaint: keep the person's own pixels outside of the mask, bit for bit.
-            feather: width of the ramp inside the mask where the two are mixed, as a share of the person's height.
+            repaint: keep the person's own pixels outside of the mask, bit for bit; else only outside of the part.
+            feather: width of the ramp inside the mask where the two are mixed, as a share of the part's height.
             cache: compute the keys and values of person and garment once, where that is exact.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
 
@@ -165,7 +167,12 @@ class VirtualTryOnPipeline(TaskPipeline):
             for one, p in zip(_each(mask, len(people), "mask"), people, strict=True)
         ]
         results = []
-        for whole, worn, area in zip(people, garments, masks, strict=True):
+        for picture, worn, region in zip(people, garments, masks, strict=True):
+            # The network has learned from people who fill its picture.
+            view = view_around(
+                region[0, 0].bool().cpu().numpy(), (self.formulation.height, self.formulation.width)
+            )
+            whole, area = (as_tensor(view.cut(as_array(one))) for one in (picture, region))
             frame = Frame.fitting(tuple(whole.shape[-2:]), (self.formulation.height, self.formulation.width))
             flat = None if worn is None else to_tensor(worn)
             shown = None if flat is None else Frame.onto_white(flat, frame.size)
@@ -176,7 +183,7 @@ class VirtualTryOnPipeline(TaskPipeline):
                 made = sharpened(made, self.transformer, small * (1 - spot), shown, flat, frame)
             if repaint:
                 made = paste_back(whole, made, area, round(feather * whole.shape[-2]))
-            results.append(made)
+            results.append(as_tensor(view.insert(as_array(picture), as_array(made))))
         if output_type == "pt":
             return VirtualTryOnOutput(images=results)
         arrays = [((r[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy() for r in results]
@@ -275,6 +282,16 @@ def _read(picture: Image.Image | str | Path) -> NDArray[np.uint8]:
     return to_uint8((from_pillow if isinstance(picture, Image.Image) else read_image)(picture)[0])  # type: ignore[operator]
 
 
+def as_array(picture: Tensor) -> NDArray[np.float32]:
+    """(1, C, H, W) as (H, W, C)."""
+    return picture[0].permute(1, 2, 0).float().cpu().numpy()
+
+
+def as_tensor(array: NDArray[np.float32]) -> Tensor:
+    """(H, W, C) as (1, C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
+
+
 def _each(given: Any, count: int, name: str) -> list[Any]:
     listed = given if isinstance(given, list) else [given] * count
     if len(listed) != count:
@@ -298,7 +315,7 @@ def to_tensor(picture: Picture) -> Tensor:
 
 
 def to_mask(mask: Picture | None, size: tuple[int, ...]) -> Tensor:
-    """A mask as (1, 1, H, W) of 0 and 1; of colours, the largest channel counts.
+    """A mask as (1, 1, H, W) of 0 and 1; of colours, the largest channel counts, of transparency what is opaque.
 
     Raises:
         PolyditError: there is none, it is of another size than the person, or nothing is set.
@@ -306,7 +323,8 @@ def to_mask(mask: Picture | None, size: tuple[int, ...]) -> Tensor:
     if mask is None:
         raise PolyditError("mask: none was given; give a picture that is white where the garment shall go")
     if isinstance(mask, str | Path | Image.Image):
-        mask = _read(mask).max(-1)
+        reader = from_pillow if isinstance(mask, Image.Image) else read_image
+        mask = light_of(*reader(mask, background=None))  # type: ignore[operator]
     values = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     if values.ndim == 3 and not isinstance(mask, Tensor):
         values = values.amax(-1)  # channels last

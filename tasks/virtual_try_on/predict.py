@@ -46,19 +46,18 @@ def predict_one(
     garment = to_uint8(read_image(options.garment)[0])
     mask = region(options, person.shape[:2])
     view = view_around(mask, (pipe.formulation.height, pipe.formulation.width))
-    seen = view.cut(mask)
     pipe.set_progress_bar_config(disable=True)  # the command has its own
     made = pipe(
-        view.cut(person),
+        person,
         garment,
-        seen,
+        mask,
         num_inference_steps=options.steps,
         generator=generator,
         guidance_scale=options.guidance_scale,
         repaint=options.repaint,
         output_type="np",
     ).images[0]
-    result = view.insert(person, to_uint8(np.asarray(made)))
+    result = to_uint8(np.asarray(made))
     name = f"{source.stem}_{options.garment.stem}"
     files = [writer.image(f"{name}.png", result).name]
     if options.strip:
@@ -69,7 +68,7 @@ def predict_one(
         "size": [person.shape[1], person.shape[0]],
         "view": {"left": view.left, "top": view.top, "width": view.width, "height": view.height},
         "network_size": [pipe.formulation.width, pipe.formulation.height],
-        "mask_share": round(float(seen.mean()), 4),
+        "mask_share": round(float(view.cut(mask).mean()), 4),
     }
 
 
@@ -82,6 +81,12 @@ def region(options: Namespace, size: tuple[int, ...]) -> NDArray[np.bool_]:
     if options.mask is not None and options.parse is not None:
         raise PolyditError(f"--parse {options.parse}: does not go with --mask; give one of the two")
     if options.mask is not None:
+        for flag, value, default in (
+            ("--labels", options.labels, "lip"),
+            ("--category", options.category, "upper"),
+        ):
+            if value != default:
+                raise PolyditError(f"{flag} {value}: is for the map of --parse; leave it out with --mask")
         mask = read_mask(options.mask, (size[0], size[1]))
     elif options.parse is not None:
         labels = read_labels(options.parse)

@@ -87,6 +87,7 @@ def test_results_are_kept_unless_overwrite(run: Any, photos: Path, tmp_path: Pat
     assert code == 0
     assert "2 done" in lines[-1]
     assert "1 kept as they were (--overwrite replaces them)" in lines[-1]
+    assert "made with other settings: --amount 0.25 (was 0.5); --overwrite makes them anew" in lines[0]
     assert (tmp_path / "out/a.png").stat().st_mtime_ns == written
     statuses = {Path(record["input"]).stem: record["status"] for record in results(tmp_path)["inputs"]}
     assert statuses == {"a": "kept", "b": "done", "c": "done"}

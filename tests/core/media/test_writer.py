@@ -273,3 +273,31 @@ def test_ctrl_c_in_a_running_command(tmp_path):
         process.communicate(timeout=20)
     assert process.returncode != 0
     assert names(tmp_path) == []
+
+
+def test_files_that_belong_together_appear_at_once(tmp_path):
+    writer = OutputWriter(tmp_path)
+    with writer.together():
+        writer.text("a.txt", "a")
+        writer.text("frames/b.txt", "b")
+        assert not (tmp_path / "a.txt").exists()
+        with pytest.raises(PolyditError, match="two inputs want this name"):
+            writer.text("a.txt", "again")
+    assert names(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_files_that_belong_together_are_none_after_a_failure(tmp_path):
+    writer = OutputWriter(tmp_path)
+
+    def cut_short() -> None:
+        with writer.together():
+            writer.text("a.txt", "a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_short()
+    assert not names(tmp_path)
+    with writer.together():  # the names are free again
+        writer.text("a.txt", "a")
+    writer.text("b.txt", "b")
+    assert names(tmp_path) == ["a.txt", "b.txt"]

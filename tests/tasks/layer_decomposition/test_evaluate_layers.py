@@ -142,6 +142,11 @@ def test_stacks_are_scored_by_a_command(tmp_path: Path, capsys):
     assert dog["scores"][0]["cost"] > 0.05
     assert dog["scores"][1]["cost"] == pytest.approx(0, abs=1e-6)  # one edit repairs it
     assert main([*words, "--truth", str(tmp_path / "true"), "--output", str(report)]) == 2
+    for option in ("--sheet", "--weights"):
+        assert main([*words, "--truth", str(tmp_path / "true"), option, str(tmp_path / "s.png")]) == 2
+        assert f"{option} {tmp_path / 's.png'}: no network is run with --truth" in capsys.readouterr().err
+    assert main([*words, "--truth", str(tmp_path / "true"), "--output", str(tmp_path), "--overwrite"]) == 2
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
 
     write_layers(true, "owl", some_stack((1,)))
     assert main([*words, "--truth", str(tmp_path / "true")]) == 2

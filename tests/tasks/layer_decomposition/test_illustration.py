@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from polydit.core.alpha import over
@@ -49,7 +50,11 @@ from polydit.tasks.layer_decomposition.illustration_losses import (
     shading_loss,
 )
 from polydit.tasks.layer_decomposition.illustration_model import IllustrationLayers
-from polydit.tasks.layer_decomposition.illustration_pipeline import IllustrationLayersPipeline, as_stack
+from polydit.tasks.layer_decomposition.illustration_pipeline import (
+    IllustrationLayersPipeline,
+    as_stack,
+    to_paper,
+)
 from polydit.tasks.layer_decomposition.illustration_predict import predict_illustration
 from polydit.tasks.layer_decomposition.predict import PREDICTORS, USES, predict_one
 
@@ -336,6 +341,22 @@ def test_pipeline_sizes_and_seeds(tmp_path):
         pipe(picture, size=8)
     with pytest.raises(PolyditError, match="uint8"):
         pipe(picture[..., 0])
+
+
+@pytest.mark.parametrize("width", [3, 7, 29])
+def test_the_closing_of_the_hints_is_the_one_by_squares(width):
+    picture = torch.rand(2, 3, 40, 33, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    luma = (picture * torch.tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grown = F.max_pool2d(luma, width, 1, width // 2)
+    closed = -F.max_pool2d(-grown, width, 1, width // 2)
+    assert torch.equal(hints(picture, width)[:, 1:], closed - luma - 1)
+
+
+def test_pictures_of_16_bits_are_as_in_a_file(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert torch.equal(to_paper(Image.open(tmp_path / "ramp.png")), to_paper(tmp_path / "ramp.png"))
+    assert to_paper(Image.open(tmp_path / "ramp.png")).mean().abs() < 0.01
 
 
 def test_a_network_with_hints_runs_at_every_size():

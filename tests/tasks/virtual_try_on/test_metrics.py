@@ -188,6 +188,9 @@ def test_evaluate_complains_before_it_computes(
         (["--lpips-heads", tmp_path / "none.pth"], "LPIPS (alex) needs"),
         (["--inception", tmp_path / "none.pth"], "no such file"),
         (["--data", "dresscode", "--path", tmp_path / "x"], "no such folder; give the one of DressCode"),
+        (["--path", tmp_path], "drawn pairs have no folder; say --data viton-hd"),
+        (["--data", "viton-hd", "--path", tmp_path, "--split", "val"], "--split val: is of drawn pairs"),
+        (["--data", "viton-hd", "--path", tmp_path, "--corpus", "none"], "--corpus none: is of drawn pairs"),
     ):
         assert run(*words, "--weights", tiny_weights) == 2
         error = capsys.readouterr().err.strip()

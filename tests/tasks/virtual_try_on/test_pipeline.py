@@ -12,8 +12,10 @@ from polydit.core.adapters import LoraOptions, inject_group
 from polydit.core.conditioning import TokenGroupDiT
 from polydit.core.diffusion import Parameterization, make_scheduler
 from polydit.core.errors import PolyditError
+from polydit.tasks.virtual_try_on.fitting import view_around
 from polydit.tasks.virtual_try_on.formulation import TokenGroupFormulation
 from polydit.tasks.virtual_try_on.framing import Frame
+from polydit.tasks.virtual_try_on.masks import read_mask
 from polydit.tasks.virtual_try_on.pipeline import VirtualTryOnPipeline, to_mask, to_tensor
 
 
@@ -238,3 +240,28 @@ def test_no_mask_is_one_line(pipe, pictures):
     person, garment, _ = pictures
     with pytest.raises(PolyditError, match="mask: none was given; give a picture that is white"):
         pipe(person, garment, None)
+
+
+def test_a_transparent_mask_is_read_as_the_command_reads_it(tmp_path):
+    opaque = np.zeros((40, 36), np.uint8)
+    opaque[8:30, 6:28] = 255
+    for shade in (255, 0):
+        picture = np.dstack([np.full((40, 36, 3), shade, np.uint8), opaque])
+        Image.fromarray(picture).save(tmp_path / "mask.png")
+        wanted = read_mask(tmp_path / "mask.png")
+        for form in (tmp_path / "mask.png", Image.open(tmp_path / "mask.png")):
+            assert (to_mask(form, (40, 36))[0, 0].numpy() == wanted).all()
+            assert (wanted == (opaque > 0)).all()
+
+
+def test_a_person_in_a_large_photograph_is_looked_at_closely(pipe, pictures):
+    """What is far from the mask changes nothing, and the person is dressed as in a crop."""
+    person, garment, mask = pictures
+    wide = np.random.default_rng(2).integers(0, 256, (120, 200, 3), np.uint8)
+    region = np.zeros((120, 200), np.uint8)
+    wide[40:80, 90:126], region[40:80, 90:126] = person, mask
+    result = run(pipe, wide, garment, region)
+    view = view_around(region > 0, (16, 12))
+    assert view.height < 60
+    closely = run(pipe, view.cut(wide), garment, view.cut(region))
+    np.testing.assert_array_equal(result, view.insert(wide, closely))
