@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ...core.alpha import pad_rgb
 
-__all__ = ["cut_out", "keep_piece", "on_background", "overlay"]
+__all__ = ["cut_out", "on_background", "overlay", "piece_at"]
 
 SURE = 0.98
 """Pixels with less alpha than this show some of the background, which must not come along."""
@@ -61,18 +61,22 @@ def overlay(
     return np.rint(soft * tinted + (1 - soft) * 0.55 * picture).astype(np.uint8)
 
 
-def keep_piece(alpha: NDArray[np.float32], x: int, y: int) -> NDArray[np.float32]:
-    """The connected piece of a mask (H, W) at a pixel, or the one nearest to it; all else becomes 0."""
+def piece_at(alpha: NDArray[np.float32], x: int, y: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The connected piece of a mask (H, W) at a pixel, or the one nearest to it.
+
+    Returns:
+        Where it is, and what is nearer to it than to another piece; of a mask in one piece or none, everything.
+    """
     from scipy import ndimage
 
     pieces, count = ndimage.label(alpha > FAINT, structure=np.ones((3, 3)))
     if count < 2:
-        return alpha
+        everything = np.ones(alpha.shape, bool)
+        return everything, everything
     row, column = min(max(y, 0), alpha.shape[0] - 1), min(max(x, 0), alpha.shape[1] - 1)
-    if not pieces[row, column]:
-        _, (rows, columns) = ndimage.distance_transform_edt(pieces == 0, return_indices=True)
-        row, column = rows[row, column], columns[row, column]
-    return np.where(pieces == pieces[row, column], alpha, 0).astype(np.float32)
+    rows, columns = ndimage.distance_transform_edt(pieces == 0, return_distances=False, return_indices=True)
+    nearest = pieces[rows, columns]
+    return pieces == nearest[row, column], nearest == nearest[row, column]
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:

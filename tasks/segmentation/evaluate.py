@@ -16,27 +16,42 @@ from ...core.devices import check_device_name
 from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.open_pipeline import choose_weights, open_pipeline
-from . import TASK
+from . import EVALUATE_OPTIONS, TASK
 from .few_shot.pipeline import FewShotPipeline
 from .folders import MaskFolder
 from .metrics import Example, Segmenter, composites, evaluate, of_folder
 from .peers import PEERS
 from .predict import check_options, segmenter
 
-__all__ = ["run"]
+__all__ = ["check_output", "run"]
+
+OF_COMPOSITES = ("--corpus", "--split", "--size", "--small")
+"""Options that say what composites are made of."""
 
 
 def run(options: Namespace) -> int:
     """Print the table of an evaluation, and write it as JSON where asked to.
 
+    A picture that cannot be read or segmented is named and left out.
+
+    Returns:
+        0, or 2 if pictures were left out.
+
     Raises:
         PolyditError: no pictures, no weights, an output that exists, or something that does not fit.
     """
     output: Path | None = options.output
-    if output is not None and output.exists() and not options.overwrite:
-        raise PolyditError(f"--output {output}: exists already; pass --overwrite or choose another name")
+    check_output(output, options.overwrite)
     check_device_name(options.device)
-    examples, count, about = find_examples(options)
+    if options.binarize is not None and not 0 <= options.binarize <= 1:
+        raise PolyditError(f"--binarize {options.binarize:g}: must lie between 0 and 1")
+    left_out: list[str] = []
+
+    def leave_out(line: str) -> None:
+        left_out.append(line)
+        say(f"polydit: {line}")
+
+    examples, count, about = find_examples(options, leave_out)
     settings = {key: value for key, value in vars(options).items() if key not in ("debug", "overwrite")}
     settings["weights"] = choose_weights(TASK, options.weights)
     options.cache = "none"
@@ -56,17 +71,38 @@ def run(options: Namespace) -> int:
     peers = {name: _peer(function) for name, function in PEERS.items()} if options.peers else {}
     segmenters = {Path(str(settings["weights"])).name: ours, **peers}
     with progress_bar(count) as progress:
-        result = evaluate(segmenters, examples, about, options.binarize, options.hce, progress, count)
+        result = evaluate(
+            segmenters, examples, about, options.binarize, options.hce, progress, count, leave_out
+        )
+    if left_out and not result.count:
+        raise PolyditError(f"{about}: none of {count} pictures could be evaluated; {left_out[0]}")
     table = result.table()
     print(f"{table.title}\n\n{table.markdown()}")  # noqa: T201 - what was asked for
     if output is not None:
         writer = OutputWriter(output.parent, overwrite=options.overwrite)
         say(f"wrote {writer.json(output.name, {'settings': settings, **result.record()})}")
-    return 0
+    if left_out:
+        say(f"polydit: {len(left_out)} of {count} pictures are not in the table")
+    return 2 if left_out else 0
 
 
-def find_examples(options: Namespace) -> tuple[Iterable[Example], int, str]:
-    """The examples that the options ask for, their number, and what they are."""
+def check_output(output: Path | None, overwrite: bool) -> None:
+    """Whether the figures can be written, before they are computed.
+
+    Raises:
+        PolyditError: the file exists, or is a folder.
+    """
+    if output is not None and output.is_dir():
+        raise PolyditError(f"--output {output}: is a folder; give the name of a JSON file")
+    if output is not None and output.exists() and not overwrite:
+        raise PolyditError(f"--output {output}: exists already; pass --overwrite or choose another name")
+
+
+def find_examples(options: Namespace, leave_out: Callable[[str], None]) -> tuple[Iterable[Example], int, str]:
+    """The examples that the options ask for, their number, and what they are.
+
+    ``leave_out`` is told of files that cannot be read.
+    """
     if options.composites is not None:
         if options.input is not None or options.masks is not None:
             raise PolyditError("--composites: takes the pictures of --corpus; leave --input and --masks out")
@@ -91,10 +127,15 @@ def find_examples(options: Namespace) -> tuple[Iterable[Example], int, str]:
         raise PolyditError(
             "--input: give a folder of pictures and --masks with one of their masks, or --composites N"
         )
+    for option in EVALUATE_OPTIONS:
+        if option.flag in OF_COMPOSITES and str(getattr(options, option.dest)) != str(option.default):
+            raise PolyditError(
+                f"{option.flag}: is for --composites, and --input has its own pictures; leave it out"
+            )
     folder = MaskFolder(options.input, options.masks)
     if folder.unmatched:
         say(f"{len(folder.unmatched)} files without a partner are left out, {folder.unmatched[0]} first")
-    return of_folder(folder), len(folder), str(options.input)
+    return of_folder(folder, leave_out), len(folder), str(options.input)
 
 
 def _peer(function: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Segmenter:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.data.composites import CompositeOptions, Compositor
+from ...core.errors import PolyditError
 from ...core.media import ResultsTable
 from ...core.metrics.saliency_set import SaliencyMetrics
 from .folders import MaskFolder
@@ -74,10 +75,20 @@ class Evaluation:
         return {"about": self.about, "count": self.count, "scores": self.scores}
 
 
-def of_folder(folder: MaskFolder) -> Iterator[Example]:
-    """The pictures of a folder in full size."""
+def of_folder(folder: MaskFolder, leave_out: Callable[[str], None] | None = None) -> Iterator[Example]:
+    """The pictures of a folder in full size; ``leave_out`` is told of those that cannot be read.
+
+    Raises:
+        PolyditError: one cannot be read, and there is no ``leave_out``.
+    """
     for index in range(len(folder)):
-        picture, mask, _ = folder.read(index)
+        try:
+            picture, mask, _ = folder.read(index)
+        except PolyditError as error:
+            if leave_out is None:
+                raise
+            leave_out(str(error))
+            continue
         yield Example(picture, mask, folder[index].picture)
 
 
@@ -119,6 +130,7 @@ def evaluate(
     hce: bool = False,
     progress: Callable[[int, int], None] | None = None,
     total: int = 0,
+    leave_out: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Run segmenters on examples.
 
@@ -130,20 +142,33 @@ def evaluate(
         hce: also count human correction efforts.
         progress: called with (pictures done, in all).
         total: pictures in all, for the progress.
+        leave_out: told of examples that a segmenter cannot do, which then count for none of them.
+
+    Raises:
+        PolyditError: a segmenter cannot do an example and there is no ``leave_out``, or it refuses an option.
     """
     sums = {name: SaliencyMetrics(binarize, hce) for name in segmenters}
     seconds = dict.fromkeys(segmenters, 0.0)
     result = Evaluation(about)
     for example in examples:
-        for name, segmenter in segmenters.items():
-            begin = time.perf_counter()
-            mask = segmenter(example.picture, example.source)
-            seconds[name] += time.perf_counter() - begin
+        masks, taken = {}, {}
+        try:
+            for name, segmenter in segmenters.items():
+                begin = time.perf_counter()
+                masks[name] = segmenter(example.picture, example.source)
+                taken[name] = time.perf_counter() - begin
+        except PolyditError as error:
+            if leave_out is None or str(error).startswith("--"):
+                raise
+            leave_out(str(error))
+            continue
+        for name, mask in masks.items():
+            seconds[name] += taken[name]
             sums[name].update(mask, example.mask)
         result.count += 1
         if progress is not None:
             progress(result.count, total)
-    for name, metric in sums.items():
+    for name, metric in sums.items() if result.count else ():
         result.scores[name] = {key: float(value) for key, value in metric.compute().items()}
         result.scores[name]["seconds"] = seconds[name] / max(1, result.count)
     return result

@@ -20,7 +20,7 @@ from .depth import DepthSource, open_depth
 from .guided import guided_upsample
 from .pdfnet import standardized
 from .pipeline import Picture, SegmentationOutput, checked_box, to_float, to_tensor
-from .predict import Segmented, parse_numbers
+from .predict import Segmented, parse_box
 
 __all__ = ["PDFNetPipeline", "segment"]
 
@@ -104,7 +104,7 @@ class PDFNetPipeline(LoadsLora, DiffusionPipeline):
         else:
             distance = torch.from_numpy(np.array(depth, np.float32))[None, None]
             if not torch.isfinite(distance).all():
-                raise PolyditError("--depth: a depth map holds NaN or infinity; make it again")
+                raise PolyditError("depth: a map holds NaN or infinity; make it again")
             distance = F.interpolate(distance, side, mode="bilinear", align_corners=True)
         pixels = to_float(picture)
         small = F.interpolate(pixels, side, mode="bilinear", antialias=True, align_corners=False).clamp(-1, 1)
@@ -138,11 +138,13 @@ def segment(
     depth = None
     if given is not None:
         depth = _source(str(given), str(pipe.transformer.device))(picture, source)
+        if not np.isfinite(depth).all():
+            raise PolyditError(f"{source.name}: its depth holds NaN or infinity; give another --depth")
     found = pipe(
         picture,
         depth,
         detail=options.detail or "guided",
-        box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
+        box=parse_box(options.box, picture, source),
         min_max=options.min_max,
     )
     return Segmented(alpha=found.masks[0], record={"depth": str(given) if given is not None else "none"})

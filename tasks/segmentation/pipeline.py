@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...core.backbones.diffdis_unet import DiffdisUNet
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import read_image, to_uint8
+from ...core.data.pillow import from_pillow
 from ...core.diffusion import Parameterization
 from ...core.errors import PolyditError
 from ...core.pipeline import TaskPipeline
@@ -340,10 +341,7 @@ def to_tensor(picture: Picture) -> Tensor:
     if isinstance(picture, Tensor):
         return picture if picture.ndim == 4 else picture[None]
     if isinstance(picture, Image.Image):
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        picture = np.array(picture.convert("RGB"))
+        picture = to_uint8(from_pillow(picture)[0])
     array = np.asarray(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise PolyditError(f"picture of shape {array.shape} and type {array.dtype}: give (H, W, 3) uint8")

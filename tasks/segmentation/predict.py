@@ -17,7 +17,8 @@ from ...core.data.video import VideoReader, is_video
 from ...core.errors import PolyditError
 from ...core.media import OutputWriter
 from ...core.task import resolve
-from .cutout import cut_out, keep_piece, overlay
+from .cutout import cut_out, overlay, piece_at
+from .pipeline import Box, checked_box
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -55,7 +56,7 @@ FOR = {
 }
 """Option -> whom it is for."""
 
-PICTURES_ONLY = ("point", "edges", "overlay")
+PICTURES_ONLY = ("point", "edges", "overlay", "support_classes")
 """Options that do nothing for a video."""
 
 THRESHOLD = 0.5
@@ -103,7 +104,7 @@ def predict_one(
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise PolyditError(f"--threshold {options.threshold:g}: must lie between 0 and 1")
     if is_video(source):
-        if unused := [name for name in PICTURES_ONLY if getattr(options, name)]:
+        if unused := [name for name in PICTURES_ONLY if getattr(options, name, None)]:
             raise PolyditError(
                 f"{source.name}: of a video only masks are written, without {flag(unused[0])}; leave it out"
             )
@@ -112,7 +113,7 @@ def predict_one(
     point = parse_numbers(options.point, "--point", 2)
     found = segment(pipe, picture, source, options, generator)
     if point is not None:
-        found.alpha = keep_piece(found.alpha, *point)
+        keep_piece_of(found, *point)
     alpha = to_bytes(found.alpha)
     mask = hard_mask(found, options.threshold)
     stem, outputs = source.stem, {"alpha": alpha, "mask": mask, "cutout": cut_out(picture, found.alpha)}
@@ -121,10 +122,12 @@ def predict_one(
     if options.overlay:
         outputs["overlay"] = overlay(picture, found.alpha)
     outputs |= found.pictures
-    files = [writer.image(f"{stem}_{name}.png", pixels).name for name, pixels in outputs.items()]
+    # By the soft mask a later run knows what is done, so it is there only when all else is.
+    for name in [*(name for name in outputs if name != "alpha"), "alpha"]:
+        writer.image(f"{stem}_{name}.png", outputs[name])
     height, width = picture.shape[:2]
     return {
-        "files": files,
+        "files": [f"{stem}_{name}.png" for name in outputs],
         "size": [width, height],
         "foreground": round(float(mask.mean()) / 255, 4),
         **found.record,
@@ -196,6 +199,11 @@ def check_options(pipe: DiffusionPipeline, options: Namespace) -> None:
         raise PolyditError(
             f"--detail tiles: {name} sees no tiles, they are for {FOR['detail_side']}; guided and none are for all"
         )
+    side = getattr(options, "detail_side", None)
+    if options.detail in ("guided", "none") and side is not None:
+        raise PolyditError(
+            f"--detail-side {side}: is of tiles, and --detail {options.detail} has none; leave one of them out"
+        )
     if (options.steps or 1) != 1:
         raise PolyditError(f"--steps {options.steps}: masks are predicted in one step; leave it out")
 
@@ -221,6 +229,38 @@ def parse_numbers(text: str | None, option: str, count: int) -> tuple[int, ...] 
         example = ",".join(str(10 * (number + 1)) for number in range(count))
         raise PolyditError(f"{option} {text}: give {count} whole numbers, such as {example}")
     return numbers
+
+
+def parse_box(text: str | None, picture: NDArray[np.uint8], source: Path) -> Box | None:
+    """``"10,20,30,40"`` as a box in a picture (H, W, 3).
+
+    Raises:
+        PolyditError: it is something else, or nothing of it lies in the picture, whose file is then named.
+    """
+    numbers = parse_numbers(text, "--box", 4)
+    if numbers is None:
+        return None
+    left, top, right, bottom = numbers
+    try:
+        checked_box((left, top, right, bottom), *picture.shape[:2])
+    except PolyditError as error:
+        # Not of the option alone: other pictures may be large enough.
+        raise PolyditError(f"{source.name}: {error}") from error
+    return left, top, right, bottom
+
+
+def keep_piece_of(found: Segmented, x: int, y: int) -> None:
+    """Leave only the piece at, or nearest to, a pixel of all that was found."""
+    piece, around = piece_at(found.alpha, x, y)
+    found.alpha = np.where(piece, found.alpha, 0).astype(np.float32)
+    if found.edges is not None:  # they lie on both sides of a rim
+        found.edges = np.where(around, found.edges, 0).astype(np.float32)
+    found.pictures = {
+        name: np.where(piece, pixels, 0).astype(np.uint8) for name, pixels in found.pictures.items()
+    }
+    labels = found.pictures.get("classes")
+    for entry in found.record.get("classes", {}).values() if labels is not None else ():
+        entry["share"] = round(float((labels == entry["label"]).mean()), 4)
 
 
 def hard_mask(found: Segmented, threshold: float | None) -> NDArray[np.uint8]:

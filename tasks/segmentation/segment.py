@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .pipeline import DETAIL_SIDE, SegmentationPipeline, to_tensor
-from .predict import Segmented, parse_numbers
+from .predict import Segmented, parse_box
 
 __all__ = ["segment"]
 
@@ -29,7 +29,7 @@ def segment(
         generator=generator,
         detail=options.detail or "tiles",
         detail_side=getattr(options, "detail_side", None) or DETAIL_SIDE,
-        box=parse_numbers(options.box, "--box", 4),  # type: ignore[arg-type]
+        box=parse_box(options.box, picture, source),
         min_max=options.min_max,
         augment=None if options.looks is None else options.looks > 1,
         output_type="np",

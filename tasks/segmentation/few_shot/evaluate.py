@@ -150,10 +150,10 @@ def run(options: Namespace) -> int:
     import sys
 
     from .. import TASK
+    from ..evaluate import check_output
 
     output: Path | None = options.output
-    if output is not None and output.exists() and not options.overwrite:
-        raise PolyditError(f"--output {output}: exists already; pass --overwrite or choose another name")
+    check_output(output, options.overwrite)
     check_device_name(options.device)
 
     def say(line: str) -> None:

@@ -93,8 +93,8 @@ class FewShotPipeline(TaskPipeline):
     def __call__(
         self,
         image: Picture | list[Picture],
-        supports: Sequence[Picture] | Tensor = (),
-        support_masks: Sequence[Any] | Tensor = (),
+        supports: Picture | Sequence[Picture] | Tensor = (),
+        support_masks: Any | Sequence[Any] | Tensor = (),
         threshold: float | None = None,
         detail: str = "guided",
         output_type: str = "pil",
@@ -104,10 +104,12 @@ class FewShotPipeline(TaskPipeline):
         Args:
             image: what to look at: a PIL picture, the path of a file, an (H, W, 3) uint8 array, a (B, 3, H, W) tensor
                 in [-1, 1], or a list of pictures.
-            supports: pictures that show the class, 1 to any number; without any the network looks at the query alone.
+            supports: pictures that show the class, 1 to any number, or one alone; without any the network looks at
+                the query alone.
             support_masks: for each where it is: PIL pictures or files (light is the class, or what is opaque in a
-                cut-out), boolean or uint8 arrays, or (1, H, W) tensors of 0 and 1; of the size of its picture.
-            threshold: of the hard masks; None is that of the weights.
+                cut-out), or (H, W) arrays or (1, H, W) tensors: boolean, of 0 and 1, or from 0 to the greatest value
+                of 8 or 16 bits; of the size of its picture.
+            threshold: of the hard masks, in [0, 1]; None is that of the weights.
             detail: ``"guided"``: the mask follows the edges of a picture that is larger than what the network sees;
                 ``"none"``: it is enlarged.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
@@ -118,6 +120,7 @@ class FewShotPipeline(TaskPipeline):
         for option, value, known in (("detail", detail, DETAILS), ("output_type", output_type, OUTPUT_TYPES)):
             if value not in known:
                 raise PolyditError(f"{option} {value!r}: choose one of {', '.join(known)}")
+        _check_threshold(threshold)
         bank = self.show(supports, support_masks)
         alpha, masks = [], []
         for picture in image if isinstance(image, list) else [image]:
@@ -140,12 +143,13 @@ class FewShotPipeline(TaskPipeline):
         Args:
             image: as in :meth:`__call__`.
             classes: supports and their masks by the name of the class.
-            threshold: below it a class does not claim a pixel; None is that of the weights.
+            threshold: below it a class does not claim a pixel, in [0, 1]; None is that of the weights.
             detail: as in :meth:`__call__`.
 
         Raises:
             PolyditError: as :meth:`__call__`; or there are no classes, or more than 255.
         """
+        _check_threshold(threshold)
         banks = {name: self.show(*shown) for name, shown in classes.items()}
         labels, alpha = [], []
         for picture in image if isinstance(image, list) else [image]:
@@ -180,12 +184,15 @@ class FewShotPipeline(TaskPipeline):
     # -- the two passes ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def show(self, supports: Sequence[Picture] | Tensor, masks: Sequence[Any] | Tensor) -> KeyValueBank:
+    def show(
+        self, supports: Picture | Sequence[Picture] | Tensor, masks: Any | Sequence[Any] | Tensor
+    ) -> KeyValueBank:
         """Run the supports; what :meth:`ask` needs of them.
 
         Raises:
             PolyditError: their numbers differ, a mask has another size than its picture, or is empty.
         """
+        supports, masks = _several(supports, 3), _several(masks, 2)
         if len(supports) != len(masks):
             raise PolyditError(
                 f"supports: {len(supports)} pictures and {len(masks)} masks; each picture needs its mask"
@@ -333,12 +340,28 @@ def _mask(mask: Any) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = light(mask)
     if isinstance(mask, Tensor):
-        return (mask.float() > 0.5).float().reshape(1, 1, *mask.shape[-2:])
+        mask = (mask.float() if mask.is_floating_point() else mask).detach().cpu().numpy()
+        if mask.ndim in (3, 4) and mask.shape[:-2].count(1) == mask.ndim - 2:
+            mask = mask.reshape(mask.shape[-2:])
     array = np.asarray(mask)
-    array = array if array.dtype == bool else array >= 128
-    if array.ndim != 2:
-        raise PolyditError(f"mask of shape {array.shape}: give (H, W)")
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise PolyditError(f"mask of shape {array.shape} and type {array.dtype}: give (H, W) numbers")
+    if array.dtype != bool:
+        greatest = array.max(initial=0)
+        # White is 1, or the greatest value of 8 or 16 bits; floats may exceed 1 a little.
+        array = array > (1 if greatest < 2 else 255 if greatest < 256 else 65535) / 2
     return torch.from_numpy(array)[None, None].float()
+
+
+def _several(given: Any, dimensions: int) -> Any:
+    """A picture alone, which has so many dimensions as an array, counts as one of a list."""
+    alone = isinstance(given, str | Path | Image.Image) or getattr(given, "ndim", None) == dimensions
+    return [given] if alone else given
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise PolyditError(f"threshold {threshold:g}: must lie between 0 and 1")
 
 
 def _as(mask: Tensor, output_type: str) -> Any:

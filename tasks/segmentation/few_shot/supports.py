@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ....core.data.images import list_images
+from ....core.data.images import ImageInfo, list_images, read_image, to_uint8
+from ....core.data.pillow import from_pillow
 from ....core.errors import PolyditError
 
 __all__ = ["classes_in", "light", "paired", "read_mask"]
@@ -18,19 +21,24 @@ __all__ = ["classes_in", "light", "paired", "read_mask"]
 def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Pictures and their masks.
 
-    Pictures with transparency are their own masks where none are given. Two folders are paired by the names of their
-    files without suffix (``_mask`` at the end of a mask's name does not count); files by their order.
+    Pictures with transparency, or a folder of them, are their own masks where none are given. Two folders are paired
+    by the names of their files without suffix (``_mask`` at the end of a mask's name does not count); files by their
+    order.
 
     Raises:
-        PolyditError: something is missing, or the numbers differ.
+        PolyditError: something is missing or damaged, or the numbers differ.
     """
     if not supports:
         raise PolyditError(
             "--support: few-shot weights need pictures that show what to find; give some, and --support-mask"
         )
-    if not masks and all(_is_cut_out(path) for path in supports):
-        return [(path, path) for path in supports]
+    for path in supports:
+        if not path.exists():
+            raise PolyditError(f"--support {path}: no such file or folder")
     if not masks:
+        pictures = [file for path in supports for file in list_images(path)]
+        if all(_is_cut_out(path) for path in pictures):
+            return [(path, path) for path in pictures]
         raise PolyditError(
             "--support-mask: the supports need masks that mark the thing in white; give one for each, or cut-outs"
         )
@@ -57,6 +65,8 @@ def paired(supports: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, 
 def classes_in(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
     """Pictures and their masks by class: a folder for each, with cut-outs, or with ``<name>_mask`` beside ``<name>``.
 
+    Folders without pictures, and hidden ones, are no classes.
+
     Raises:
         PolyditError: there is no folder of pictures in it, or a picture without a mask.
     """
@@ -65,8 +75,11 @@ def classes_in(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
             f"--support-classes {folder}: no such folder; give one with a folder for each class"
         )
     found = {}
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        pictures = [path for path in list_images(inner) if not path.stem.endswith("_mask")]
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        try:
+            pictures = [path for path in list_images(inner) if not path.stem.endswith("_mask")]
+        except PolyditError:  # there are none
+            continue
         if pictures:
             whole = all(_is_cut_out(path) for path in pictures)
             found[inner.name] = [(path, path) for path in pictures] if whole else _by_name(inner, inner)
@@ -78,11 +91,14 @@ def classes_in(folder: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def _is_cut_out(path: Path) -> bool:
-    try:
-        with Image.open(path) as file:
-            return file.mode in ("RGBA", "LA", "PA") and file.convert("RGBA").getextrema()[3][0] < 128
-    except OSError:
-        return False  # what reads it will say so
+    stat = path.stat()
+    return _shows_through(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _shows_through(path: Path, time: int, size: int) -> bool:
+    """Asked again for each picture that is segmented, and a support is the same until its file changes."""
+    return opaque(read_image(path)[1]) is not None
 
 
 def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
@@ -92,7 +108,9 @@ def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
         for path in list_images(masks)
         if path.stem.endswith("_mask") or not together
     }
-    pictures = [path for path in list_images(supports) if not path.stem.endswith("_mask")]
+    # Masks may lie in a folder within that of the pictures.
+    own = set() if together else set(by_stem.values())
+    pictures = [path for path in list_images(supports) if not path.stem.endswith("_mask") and path not in own]
     lonely = [path for path in pictures if path.stem not in by_stem]
     if lonely:
         raise PolyditError(
@@ -104,24 +122,29 @@ def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Where a mask's file is light: boolean (H, W).
+    """Where a mask's file is light, or a cut-out is opaque: boolean (H, W), upright.
 
     Raises:
         PolyditError: it cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            return light(file)
-    except FileNotFoundError as error:
-        raise PolyditError(f"{path}: no such file; every support needs a mask") from error
-    except Exception as error:  # Pillow has many ways to say that a file is damaged
-        raise PolyditError(f"{path}: cannot be read as a mask ({error})") from error
+    return _marked(*read_image(path, background=None))
 
 
 def light(mask: Image.Image) -> NDArray[np.bool_]:
     """Where a mask is light, or a cut-out is opaque: boolean (H, W)."""
-    if mask.mode in ("RGBA", "LA", "PA"):
-        alpha = np.asarray(mask.convert("RGBA"))[..., 3]
-        if alpha.min() < 128:  # a cut-out: what is there is the thing
-            return alpha >= 128
-    return np.asarray(mask.convert("L")) >= 128
+    return _marked(*from_pillow(mask, background=None))
+
+
+def opaque(info: ImageInfo) -> NDArray[np.bool_] | None:
+    """Where a cut-out is opaque, boolean (H, W); None of a picture that shows everywhere."""
+    if info.alpha is None:
+        return None
+    alpha = to_uint8(info.alpha)
+    return alpha >= 128 if alpha.min() < 128 else None
+
+
+def _marked(pixels: NDArray[Any], info: ImageInfo) -> NDArray[np.bool_]:
+    thing = opaque(info)
+    if thing is not None:
+        return thing
+    return np.asarray(Image.fromarray(to_uint8(pixels)).convert("L")) >= 128

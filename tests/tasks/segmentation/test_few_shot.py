@@ -26,7 +26,8 @@ from polydit.tasks.segmentation.few_shot.evaluate import evaluate
 from polydit.tasks.segmentation.few_shot.formulation import Formulation
 from polydit.tasks.segmentation.few_shot.model import FewShotSegmentation
 from polydit.tasks.segmentation.few_shot.pipeline import FewShotPipeline
-from polydit.tasks.segmentation.few_shot.supports import paired
+from polydit.tasks.segmentation.few_shot.supports import classes_in, paired, read_mask
+from polydit.tasks.segmentation.predict import Segmented, keep_piece_of
 
 
 @pytest.fixture
@@ -212,6 +213,63 @@ def test_pictures_of_any_kind_and_size(tmp_path):
     np.testing.assert_array_equal(np.rint(again.alpha[0] * 255).astype(np.uint8), np.array(found.alpha[0]))
 
 
+def test_masks_of_every_kind_say_the_same(tmp_path):
+    pipe = tiny_pipeline()
+    file, mask = marked(tmp_path, "a")
+    inside = np.asarray(Image.open(mask)) > 127
+    low = np.where(inside, 65535, 6000).astype(np.uint16)  # the ground is nearly black, and above 255
+    kinds = {
+        "bytes": inside.astype(np.uint8) * 255,
+        "bytes of 0 and 1": inside.astype(np.uint8),
+        "integers": inside.astype(np.int64),
+        "floats": inside.astype(np.float32),
+        "16 bits": low,
+        "16-bit picture": Image.fromarray(low),
+        "tensor": torch.from_numpy(inside)[None],
+        "tensor of bytes": torch.from_numpy(inside.astype(np.uint8) * 255)[None],
+    }
+    expected = pipe(file, [file], [inside], output_type="np").alpha[0]
+    for name, kind in kinds.items():
+        found = pipe(file, [file], [kind], output_type="np").alpha[0]
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+    for alone in ((str(file), str(mask)), (file, mask), (Image.open(file), Image.open(mask))):
+        np.testing.assert_array_equal(pipe(file, *alone, output_type="np").alpha[0], expected)
+    for bad in (inside[..., None].repeat(3, -1), torch.zeros(3, 30, 40)):
+        with pytest.raises(PolyditError, match=r"give \(H, W\)"):
+            pipe(file, [file], [bad])
+    for threshold in (7, -0.1):
+        with pytest.raises(PolyditError, match="must lie between 0 and 1"):
+            pipe(file, [file], [mask], threshold=threshold)
+        with pytest.raises(PolyditError, match="must lie between 0 and 1"):
+            pipe.ways(file, {"a": ([file], [mask])}, threshold=threshold)
+
+
+def test_files_of_masks_are_read_by_what_they_show(tmp_path):
+    _, mask = marked(tmp_path, "a")
+    grey = Image.open(mask).convert("L")
+    inside = np.asarray(grey) >= 128
+    Image.fromarray(np.where(inside, 65535, 6000).astype(np.uint16)).save(tmp_path / "deep.png")
+    assert np.array_equal(read_mask(tmp_path / "deep.png"), inside)
+    numbers = Image.fromarray(np.where(inside, 1, 0).astype(np.uint8), "L").convert("P")
+    numbers.putpalette([255, 255, 255, 10, 10, 10])  # by its colours it would be the other way round
+    numbers.save(tmp_path / "palette.png", transparency=0)
+    assert np.array_equal(read_mask(tmp_path / "palette.png"), inside)
+    assert paired([tmp_path / "palette.png"], []) == [(tmp_path / "palette.png",) * 2]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey.rotate(90, expand=True).save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(read_mask(tmp_path / "turned.png"), inside)
+
+
+def test_folders_of_cut_outs_need_no_masks_and_empty_ones_are_no_classes(tmp_path):
+    (tmp_path / "things" / "mug").mkdir(parents=True)
+    (tmp_path / "things" / "none").mkdir()
+    cut = tmp_path / "things" / "mug" / "one.png"
+    Image.new("RGBA", (8, 8)).save(cut)
+    assert paired([cut.parent], []) == [(cut, cut)]
+    assert classes_in(tmp_path / "things") == {"mug": [(cut, cut)]}
+
+
 def test_several_ways_are_each_pixels_surest_class(tmp_path):
     pipe = tiny_pipeline()
     shown = {
@@ -310,7 +368,9 @@ def test_predict_applies_supports_to_a_folder(weights, tmp_path):
         ("missing", "nowhere.png: no such file"),
         ("lonely", "has no mask in"),
         ("folder and file", "is a folder, so give the folder of its masks"),
-        ("damaged", "cannot be read as a mask"),
+        ("damaged", "a_mask.png: not a picture that can be read"),
+        ("damaged support", "a.png: not a picture that can be read"),
+        ("no support", "--support nowhere.png: no such file or folder"),
     ],
 )
 def test_supports_that_cannot_be_used_are_one_line(case, message, weights, tmp_path, capsys):
@@ -319,6 +379,8 @@ def test_supports_that_cannot_be_used_are_one_line(case, message, weights, tmp_p
     words = {
         "none": [],
         "no masks": ["--support", file],
+        "damaged support": ["--support", file],
+        "no support": ["--support", "nowhere.png"],
         "one mask": ["--support", file, other, "--support-mask", mask],
         "missing": ["--support", file, "--support-mask", tmp_path / "nowhere.png"],
         "folder and file": ["--support", tmp_path, "--support-mask", mask],
@@ -332,7 +394,9 @@ def test_supports_that_cannot_be_used_are_one_line(case, message, weights, tmp_p
         mask.write_bytes(b"nonsense")
     elif case == "lonely":
         other_mask.unlink()
-    assert predict(weights, tmp_path, "--input", file, *words) == 2
+    elif case == "damaged support":
+        file.write_bytes(b"nonsense")
+    assert predict(weights, tmp_path, "--input", other, *words) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
@@ -399,6 +463,29 @@ def test_several_classes_from_folders(weights, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert predict(weights, tmp_path, *words, "--support", tmp_path / "p.png", "--overwrite") == 2
     assert "--support-classes: brings its own supports" in capsys.readouterr().err
+
+
+def test_a_point_keeps_its_piece_of_every_class():
+    alpha = np.zeros((20, 30), np.float32)
+    alpha[4:8, 4:8] = alpha[10:18, 20:28] = 1
+    labels = np.where(alpha > 0, 1, 0).astype(np.uint8)
+    labels[10:18, 20:28] = 2
+    found = Segmented(
+        alpha,
+        pictures={"classes": labels, "pen_alpha": (alpha * 200).astype(np.uint8)},
+        record={"classes": {"mug": {"label": 1, "share": 16 / 600}, "pen": {"label": 2, "share": 64 / 600}}},
+    )
+    keep_piece_of(found, 5, 5)
+    assert np.array_equal(found.pictures["classes"], np.where(alpha * (labels == 1) > 0, 1, 0))
+    assert (found.pictures["pen_alpha"] > 0).sum() == (found.alpha > 0).sum() == 16
+    assert [entry["share"] for entry in found.record["classes"].values()] == [round(16 / 600, 4), 0]
+
+
+def test_classes_are_refused_for_a_video(weights, tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    words = ["--input", tmp_path / "clip.mp4", "--support-classes", tmp_path]
+    assert predict(weights, tmp_path, *words) == 2
+    assert "clip.mp4: of a video only masks are written, without --support-classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("relative", "given"), [(True, 0.6), (True, None), (False, 0.6), (False, None)])
@@ -477,6 +564,8 @@ def test_pairs_of_files_and_folders(tmp_path):
     file, mask = marked(tmp_path, "a")
     assert paired([tmp_path], [tmp_path / "masks"]) == [(file, mask)]
     assert paired([file], [mask]) == [(file, mask)]
+    mask = mask.rename(tmp_path / "masks" / "a.png")
+    assert paired([tmp_path], [tmp_path / "masks"]) == [(file, mask)], "no mask is a support"
     with pytest.raises(PolyditError, match="a folder beside files"):
         paired([file, tmp_path], [mask, mask])
 

@@ -21,6 +21,7 @@ from polydit.core.cli import main
 from polydit.core.data.composites import CompositeOptions, Compositor
 from polydit.core.errors import PolyditError
 from polydit.tasks.segmentation import pdfnet_losses as losses
+from polydit.tasks.segmentation import pdfnet_pipeline
 from polydit.tasks.segmentation.depth import DepthModel, open_depth
 from polydit.tasks.segmentation.depth_data import DepthFolderSamples, DepthSegmentationData
 from polydit.tasks.segmentation.depth_scenes import draw_scene
@@ -307,7 +308,9 @@ def test_predict_finds_the_depth_by_name(pipe, tmp_path):
     assert segment(without, picture, Path("in/cat.jpg"), options(), generator).record["depth"] == "none"
 
 
-def test_a_depth_network_of_transformers_is_run(tmp_path):
+@pytest.fixture
+def depth_network(tmp_path) -> Path:
+    """A folder of a tiny depth network."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
     backbone = Dinov2Config(
@@ -323,6 +326,15 @@ def test_a_depth_network_of_transformers_is_run(tmp_path):
     (tmp_path / "net" / "preprocessor_config.json").write_text(
         json.dumps({"size": {"height": 28, "width": 28}})
     )
+    return tmp_path / "net"
+
+
+def depth_command(folder, source, output, *words) -> int:
+    command = ["segmentation", "depth", "--model", folder, "--input", source, "--output", output, *words]
+    return main(list(map(str, command)))
+
+
+def test_a_depth_network_of_transformers_is_run(depth_network, tmp_path):
     network = open_depth(tmp_path / "net")
     assert isinstance(network, DepthModel)
     assert (network.side, network.multiple) == (28, 14)
@@ -333,14 +345,97 @@ def test_a_depth_network_of_transformers_is_run(tmp_path):
     assert depth.std() > 0
     (tmp_path / "in").mkdir()
     Image.fromarray(picture).save(tmp_path / "in" / "a.png")
-    words = ["segmentation", "depth", "--input", str(tmp_path / "in"), "--model", str(tmp_path / "net")]
-    assert main([*words, "--output", str(tmp_path / "depth")]) == 0
+    assert depth_command(depth_network, tmp_path / "in", tmp_path / "depth") == 0
     with Image.open(tmp_path / "depth" / "a.png") as written:
         assert (written.size, written.mode, written.getextrema()) == ((61, 30), "L", (0, 255))
-    assert main([*words, "--output", str(tmp_path / "depth")]) == 2, "it is there already"
     (tmp_path / "net" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(PolyditError, match="no depth network"):
         open_depth(tmp_path / "net")
+
+
+def test_depth_goes_on_after_a_bad_picture_and_keeps_what_is_there(depth_network, tmp_path, capsys):
+    photos, output = tmp_path / "in", tmp_path / "depth"
+    photos.mkdir()
+    for name in ("a", "c"):
+        Image.fromarray(disc(30)).save(photos / f"{name}.png")
+    (photos / "b.png").write_bytes(b"nonsense")
+    assert depth_command(depth_network, photos, output) == 2
+    assert sorted(path.name for path in output.iterdir()) == ["a.png", "c.png"]
+    said = capsys.readouterr().err
+    assert "b.png: not a picture that can be read" in said
+    assert "2 done" in said
+    assert "1 of 3 failed" in said
+    Image.fromarray(disc(30)).save(photos / "b.png")
+    (output / "a.png").write_bytes(b"mine")
+    assert depth_command(depth_network, photos, output) == 0
+    assert "1 done" in (said := capsys.readouterr().err)
+    assert "2 kept as they were (--overwrite replaces them)" in said
+    assert (output / "a.png").read_bytes() == b"mine"
+    assert depth_command(depth_network, photos, output, "--overwrite") == 0
+    assert (output / "a.png").read_bytes() != b"mine"
+
+
+def test_depth_never_writes_over_the_pictures_and_no_map_twice(depth_network, tmp_path, capsys):
+    photos = tmp_path / "in"
+    photos.mkdir()
+    Image.fromarray(disc(30)).save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    assert depth_command(depth_network, photos, photos, "--overwrite") == 2
+    assert "is the folder of a.png; choose another folder" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+    Image.fromarray(disc(30)).save(photos / "a.jpg")
+    assert depth_command(depth_network, photos, tmp_path / "depth") == 2
+    assert "its map would have the name of that of" in capsys.readouterr().err
+    assert not (tmp_path / "depth").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("device", "--device bogus: no such device"),
+        ("input", "nowhere: no such file or folder"),
+        ("model", "--model nope: no such folder; give that of a depth network"),
+        ("weights", "/net: no depth network that transformers can load"),
+        ("settings", "/net: preprocessor_config.json is damaged"),
+        ("numbers", "/net: preprocessor_config.json is damaged"),
+    ],
+)
+def test_depth_says_what_is_wrong_in_one_line(depth_network, tmp_path, capsys, case, message):
+    Image.fromarray(disc(30)).save(tmp_path / "a.png")
+    if case == "weights":
+        (depth_network / "model.safetensors").write_bytes(b"xx" * 50)
+    elif case == "settings":
+        (depth_network / "preprocessor_config.json").write_text("{bad")
+    elif case == "numbers":
+        (depth_network / "preprocessor_config.json").write_text('{"size": {}}')
+    model = "nope" if case == "model" else depth_network
+    source = tmp_path / ("nowhere" if case == "input" else "a.png")
+    words = ["--device", "bogus"] if case == "device" else []
+    capsys.readouterr()
+    assert depth_command(model, source, tmp_path / "depth", *words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("polydit: ")]
+    assert message in line
+    if case in ("weights", "settings", "numbers"):
+        assert "--model" in line
+        with pytest.raises(PolyditError, match=f"--depth {depth_network}"):
+            open_depth(depth_network)
+
+
+def test_a_picture_without_a_depth_map_leaves_the_others_alone(pipe, tmp_path, capsys, monkeypatch):
+    pipe.save_pretrained(tmp_path / "weights")
+    for name in ("in", "maps"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(disc(30)).save(tmp_path / name / "b.png")
+    Image.fromarray(disc(30)).save(tmp_path / "in" / "a.png")
+    words = ["--weights", tmp_path / "weights", "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    words += ["--depth", tmp_path / "maps"]
+    assert main(["segmentation", "predict", *map(str, words)]) == 2
+    assert "polydit: a.png: --depth" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b_alpha.png").exists()
+    monkeypatch.setattr(pdfnet_pipeline, "_source", lambda *_: lambda *_: np.full((4, 4), np.nan))
+    picture, generator = np.zeros((9, 9, 3), np.uint8), torch.Generator()
+    with pytest.raises(PolyditError, match=r"cat.jpg: its depth holds NaN"):
+        segment(pipe, picture, Path("cat.jpg"), options(depth="maps"), generator)
 
 
 # -- module ------------------------------------------------------------------------------------------------

@@ -74,6 +74,16 @@ def test_transparent_pictures_stand_on_white(pipe):
     assert np.array_equal(*(pipe(p, output_type="np").masks[0] for p in (rgba, white)))
 
 
+def test_sixteen_bits_are_read_as_from_a_file(pipe, tmp_path):
+    grey = Image.fromarray(np.asarray(Image.fromarray(disc(40, 40)[0]).convert("L")).astype(np.uint16) * 257)
+    grey.save(tmp_path / "grey.png")
+    assert grey.mode == "I;16"
+    eight = Image.fromarray(disc(40, 40)[0]).convert("L")
+    masks = [pipe(p, output_type="np").masks[0] for p in (grey, tmp_path / "grey.png", eight)]
+    assert np.array_equal(masks[0], masks[1])
+    assert np.array_equal(masks[0], masks[2])
+
+
 def test_only_what_is_in_the_box(pipe):
     left, mask = disc(48, 48, seed=1)
     both = np.concatenate([left, left], axis=1)

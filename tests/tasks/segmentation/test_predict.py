@@ -12,8 +12,9 @@ from PIL import Image
 from polydit.core.cli import main
 from polydit.core.data.composites import Compositor
 from polydit.core.data.video import VideoReader
+from polydit.core.media import OutputWriter
 from polydit.tasks.segmentation import TASK
-from polydit.tasks.segmentation.cutout import cut_out, keep_piece, on_background, overlay
+from polydit.tasks.segmentation.cutout import cut_out, on_background, overlay, piece_at
 from polydit.tasks.segmentation.metrics import Example, evaluate
 from polydit.tasks.segmentation.peers import colour_models, otsu
 from polydit.tasks.segmentation.predict import SEGMENTERS
@@ -129,6 +130,42 @@ def test_what_a_video_cannot_have_is_refused(predict, tmp_path, capsys, words, f
     assert f"clip.mp4: of a video only masks are written, without {flag}" in capsys.readouterr().err
 
 
+def test_the_soft_mask_is_written_last_and_named_first(predict, picture, monkeypatch):
+    written, image = [], OutputWriter.image
+
+    def note(self, name, *args, **options):
+        written.append(name)
+        return image(self, name, *args, **options)
+
+    monkeypatch.setattr(OutputWriter, "image", note)
+    _, out = predict(picture, "--edges", "--overlay")
+    names = [f"red_{name}.png" for name in ("alpha", "mask", "cutout", "edges", "overlay")]
+    assert written == [*names[1:], names[0]]
+    assert json.loads((out / "results.json").read_text())["inputs"][0]["files"] == names
+
+
+def test_a_box_outside_of_one_picture_leaves_the_others_alone(predict, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, side in (("a", 20), ("b", 60)):
+        Image.fromarray(disc(side, side)[0]).save(tmp_path / "in" / f"{name}.png")
+    code, out = predict(tmp_path / "in", "--box", "30,30,50,50")
+    assert code == 2
+    assert "a.png: --box 30,30,50,50: nothing of it lies in the picture (20x20)" in capsys.readouterr().err
+    assert (out / "b_alpha.png").exists()
+
+
+def test_a_point_keeps_the_edges_of_its_piece_only(predict, tmp_path):
+    left = disc(60, 60, 1)[0]
+    Image.fromarray(np.concatenate([left, left], axis=1)).save(tmp_path / "two.png")
+    whole = np.asarray(Image.open(predict(tmp_path / "two.png", "--edges")[1] / "two_edges.png"))
+    _, out = predict(tmp_path / "two.png", "--edges", "--point", "30,30", "--overwrite")
+    edges, alpha = (np.asarray(Image.open(out / f"two_{name}.png")) for name in ("edges", "alpha"))
+    assert not alpha[:, 70:].any()
+    assert not edges[:, 70:].any()
+    assert whole[:, 70:].any()
+    assert np.array_equal(edges[:, :50], whole[:, :50])
+
+
 def test_a_threshold_that_is_given_wins(predict, picture):
     alpha = np.asarray(Image.open(predict(picture, "--threshold", 0.9)[1] / "red_alpha.png"))
     mask = np.asarray(Image.open(predict(picture, "--threshold", 0.9)[1] / "red_mask.png")) > 0
@@ -156,6 +193,10 @@ def test_larger_tiles_see_more_of_a_large_picture(predict, tmp_path):
         (["--box", "1,2,3"], "--box 1,2,3: give 4 whole numbers, such as 10,20,30,40"),
         (["--box", "500,500,600,600"], "nothing of it lies in the picture (80x60)"),
         (["--point", "left"], "--point left: give 2 whole numbers"),
+        (
+            ["--detail", "guided", "--detail-side", "512"],
+            "--detail-side 512: is of tiles, and --detail guided",
+        ),
         (["--steps", "4"], "--steps 4: masks are predicted in one step"),
         (
             ["--support", "a.png", "--support-mask", "b.png"],
@@ -227,8 +268,10 @@ def test_a_point_keeps_one_piece():
     alpha[4:8, 4:8] = 0.9
     alpha[10:18, 20:28] = 1
     for point, expected in (((5, 5), 16), ((25, 15), 64), ((0, 0), 16)):
-        assert (keep_piece(alpha, *point) > 0).sum() == expected
-    assert np.array_equal(keep_piece(0 * alpha, 3, 3), 0 * alpha)
+        piece, around = piece_at(alpha, *point)
+        assert (alpha[piece] > 0).sum() == piece.sum() == expected
+        assert (alpha[around] > 0).sum() == expected < around.sum()
+    assert all(where.all() for where in piece_at(0 * alpha, 3, 3)), "nothing is left out of nothing"
 
 
 def test_every_system_has_a_way_to_segment():
@@ -276,11 +319,33 @@ def test_the_command_writes_its_figures(weights, folders, tmp_path, capsys):
         ([], "give a folder of pictures and --masks"),
         (["--composites", "3", "--input", "x"], "leave --input and --masks out"),
         (["--composites", "3", "--corpus", "nowhere"], "nowhere: no corpus is here"),
+        (["--composites", "3", "--binarize", "5"], "--binarize 5: must lie between 0 and 1"),
+        (["--composites", "3", "--output", "."], "--output .: is a folder; give the name of a JSON file"),
+        (["--input", "x", "--masks", "y", "--size", "64"], "--size: is for --composites"),
+        (["--input", "x", "--masks", "y", "--small"], "--small: is for --composites"),
+        (["--input", "x", "--masks", "y", "--split", "val"], "--split: is for --composites"),
     ],
 )
 def test_evaluate_says_what_it_misses(weights, capsys, words, line):
     assert main(["segmentation", "evaluate", "--weights", str(weights), *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_evaluate_leaves_out_what_cannot_be_read(weights, folders, tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    files = sorted(folders[0].iterdir())
+    files[1].write_bytes(b"nonsense")
+    words = ["segmentation", "evaluate", "--input", folders[0], "--masks", folders[1], "--weights", weights]
+    assert main(list(map(str, [*words, "--output", figures]))) == 2
+    said = capsys.readouterr()
+    assert f"{files[1]}: not a picture that can be read" in said.err
+    assert "1 of 6 pictures are not in the table" in said.err
+    assert "5 pictures" in said.out
+    assert json.loads(figures.read_text())["count"] == 5
+    for file in files:
+        file.write_bytes(b"nonsense")
+    assert main(list(map(str, words))) == 2
+    assert "none of 6 pictures could be evaluated" in capsys.readouterr().err
 
 
 def test_evaluate_refuses_what_the_weights_do_not_use(weights, folders, capsys):
