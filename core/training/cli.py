@@ -195,7 +195,16 @@ def export_end(
         figures=figures,
         overwrite=True,
     )
-    words = ["polydit", spec.name, "predict", "--input", "PATH", "--output", "DIR"]
+    words = [
+        "polydit",
+        spec.name,
+        "predict",
+        spec.input_flag,
+        "PATH",
+        *module.predict_words,
+        "--output",
+        "DIR",
+    ]
     words += ["--lora", str(path)] if what == "lora" else ["--weights", str(path)]
     source = Path(module.init_weights) if module.init_weights else None
     if what == "lora" and source is not None and (source / "model_index.json").is_file():

@@ -62,8 +62,14 @@ def one_line(message: str, keys: Iterable[str], command: str) -> str:
     if settings := list(UNKNOWN_SETTING.finditer(text)):
         path, name = settings[-1]["path"], settings[-1]["key"]
         where = f"{key}.{name}" if path.endswith("Options") else f"{key}.init_args.{name}"
+        known = sorted(parameters(path))
+        if not known:  # the bare class that a section may hold, as no config has named another
+            return (
+                f"config key {where}: there is no class_path that it belongs to; give a complete config with --config "
+                "before this one"
+            )
         return f"config key {where}: {path} has no setting {name!r}" + (
-            suggestion(name, parameters(path)) or f"; it has {', '.join(sorted(parameters(path))[:8])}"
+            suggestion(name, known) or f"; it has {', '.join(known[:8])}"
         )
     if match := NOT_ONE_OF.search(text):
         return f"{'.'.join(place)}: {match['value']!r} is not one of {match['choices']}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .guard import describe_batch
+from .resume import NO_BATCH
 
 __all__ = ["LoaderReport", "inspect_loader", "loaders_of"]
 
@@ -155,9 +156,7 @@ def _read_batches(loader: Any, report: LoaderReport) -> None:
         if next(batches, None) is not None:
             report.seconds = time.perf_counter() - begin
     except StopIteration:
-        report.problems.append(
-            f"{report.name} data: not one whole batch; lower --data.batch_size or add samples"
-        )
+        report.problems.append(f"{report.name} data: {NO_BATCH}")
     except Exception as error:  # as above
         report.problems.append(f"{report.name} data: no batch can be had: {_tell(error)}")
 

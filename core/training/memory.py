@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapters import LoraOptions
 from ..errors import PolyditError
 from .optim import OptimizerOptions
 from .rehearsal import PRECISIONS, Rehearsal, rehearse
@@ -93,7 +92,7 @@ def footprint(
 def variants(
     module: DiffusionModule, batch: Any, precision: str = "32-true", accumulate: int = 1
 ) -> Iterator[Variant]:
-    """The same model with each option that saves memory, from dear to cheap.
+    """The same model with each option that saves memory, from dear to cheap; those that it refuses are left out.
 
     Args:
         module: Before :meth:`DiffusionModule.prepare`, on the meta device; left as it is.
@@ -101,9 +100,11 @@ def variants(
         precision: The Trainer's.
         accumulate: Batches to an optimiser step.
     """
-    rank = f"--model.adapter.rank {_lora_of(module).rank}"
     checkpointing = ("checkpointing", "--model.gradient_checkpointing true")
-    for lora, (name, option) in ((False, ("full fine-tuning", "")), (True, ("LoRA", rank))):
+    for lora, name in ((False, "full fine-tuning"), (True, "LoRA")):
+        option = copy.deepcopy(module).switch_adapters(lora)
+        if option is None:
+            continue
         names, options = [name], [option] if option else []
         plain = _variant(module, lora)
         needs = footprint(plain, batch, precision, accumulate)
@@ -122,6 +123,8 @@ def variants(
                 replace(needs, optimizer=optimizer_bytes(trained, moments, precision)),
             )
             continue
+        if plain.adapter_options is None:
+            continue  # LoRAs of its own: nothing is quantised or offloaded under those
         shrunk: Rehearsal | None = None
         for name, option, settings in (
             ("base in int8", "--model.quantize int8", {"quantize": "int8"}),
@@ -136,14 +139,10 @@ def variants(
             )
 
 
-def _lora_of(module: DiffusionModule) -> LoraOptions:
-    return module.adapter_options or LoraOptions()
-
-
 def _variant(module: DiffusionModule, lora: bool, **settings: Any) -> DiffusionModule:
     """A prepared copy with these attributes; other options that save memory are off."""
     changed: DiffusionModule = copy.deepcopy(module)
-    changed.adapter_options = _lora_of(module) if lora else None
+    changed.switch_adapters(lora)
     changed.gradient_checkpointing = changed.offload = changed.compile_blocks = False
     changed.quantize = None
     changed.optimizer_options = replace(module.optimizer_options, kind="adamw")

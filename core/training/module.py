@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ class DiffusionModule(LightningModule):
         init_weights: Folder or safetensors file that the backbone starts from (fine-tuning, LoRA): a saved backbone,
             a pipeline folder with a ``transformer``, or a plain state dict.
     """
+
+    predict_words: ClassVar[tuple[str, ...]] = ()
+    """What ``predict`` cannot do without beside an input and an output, as words of its command line."""
 
     def __init__(
         self,
@@ -169,6 +172,16 @@ class DiffusionModule(LightningModule):
             raise PolyditError(
                 "--model.adapter: an adapter needs trained weights under it; name them with --model.init_weights"
             )
+
+    def switch_adapters(self, on: bool) -> str | None:
+        """Train by adapters, its own or else a LoRA of rank 16, or without any; before :meth:`prepare`.
+
+        Returns:
+            The options that ask for it; None where this module cannot be trained so.
+        """
+        lora = (self.adapter_options or LoraOptions()) if on else None
+        self.adapter_options = lora
+        return f"--model.adapter.rank {lora.rank}" if lora is not None else ""
 
     def _shrink_frozen(self) -> None:
         option = f"--model.quantize {self.quantize}" if self.quantize else "--model.offload"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import pydoc
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,7 +15,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch._subclasses.fake_tensor import UnsupportedFakeTensorException, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 from ..adapters import continue_from, count_trainable
 from ..commands.failures import explain
@@ -80,8 +85,9 @@ class Preflight:
             return
         self.config = parsed.plain_config()
         self.trainer = self.attempt(self.build_trainer)
-        with torch.device("meta"):  # shapes without values: a model of any size fits
-            self.module = self.attempt(lambda: self.build("model", resolve(self.task.module)))
+        if self.has_its_folders():
+            with torch.device("meta"):  # shapes without values: a model of any size fits
+                self.module = self.attempt(lambda: self.build("model", resolve(self.task.module)))
         data = self.attempt(lambda: self.build("data", resolve(self.task.datamodule)))
         if self.module is not None:
             self.look_at_model(self.module, data)
@@ -128,6 +134,22 @@ class Preflight:
         options = self.build("trainer", Trainer)
         self.attempt(lambda: check_limits(options))
         return build_trainer({"trainer": options}, [], False)
+
+    def has_its_folders(self) -> bool:
+        """Whether no part of the model lacks the folder that it starts from; what ``fit`` says of one is noted.
+
+        On the meta device some make do without one, with shapes that say little of the user's own folder.
+        """
+        known = len(self.problems)
+        for make, settings in left_open(self.config["model"]):
+            try:
+                with FakeTensorMode():  # should it be content, nothing comes into being
+                    make(**settings)
+            except PolyditError as error:
+                self.note(explain(error) or str(error))
+            except Exception:  # whatever else is wrong with it, building the model says
+                continue
+        return len(self.problems) == known
 
     def look_at_model(self, module: DiffusionModule, data: Any) -> None:
         """Its set-up, its weights and the checkpoint to resume from."""
@@ -269,6 +291,22 @@ class Preflight:
                 f"--output {self.config['output']}: the run writes {in_words(size)} and {in_words(free)} are free; "
                 "make room or choose another folder"
             )
+
+
+def left_open(section: Any) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
+    """What the config calls with no ``source``, and with which settings."""
+    if not isinstance(section, dict):
+        return
+    settings = section.get("init_args")
+    if isinstance(settings, dict) and "source" in settings and settings["source"] is None:
+        try:
+            make = pydoc.locate(str(section.get("class_path")))
+        except pydoc.ErrorDuringImport:  # building the model says so
+            make = None
+        if callable(make):
+            yield make, settings
+    for part in section.values():
+        yield from left_open(part)
 
 
 def multiplications_per_second(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

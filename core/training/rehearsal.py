@@ -232,7 +232,7 @@ class _Fakes:
         seen.add(id(thing))
         if isinstance(thing, dict):
             items: Any = thing.items()
-        elif isinstance(thing, list):
+        elif isinstance(thing, (list, tuple)):
             items = enumerate(thing)
         elif isinstance(thing, nn.Module) or type(thing).__module__.partition(".")[0] not in _FOREIGN:
             thing = getattr(thing, "__dict__", None)
@@ -245,6 +245,8 @@ class _Fakes:
             if isinstance(value, FakeTensor):
                 continue
             if isinstance(value, Tensor):
+                if isinstance(thing, tuple):
+                    continue  # cannot be changed; what it holds of modules can
                 undo.append((thing, key, value))
                 thing[key] = self._like(value)
             elif not isinstance(value, type) and key not in ("_trainer", "trainer"):

@@ -15,7 +15,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-__all__ = ["RandomState", "ResumableSampler", "collect", "restore", "resumable_loader"]
+from ..errors import PolyditError
+
+__all__ = ["NO_BATCH", "RandomState", "ResumableSampler", "collect", "restore", "resumable_loader"]
+
+NO_BATCH = "not one whole batch; lower --data.batch_size or add samples"
 
 
 class RandomState(Callback):
@@ -184,8 +188,13 @@ def resumable_loader(
         numbered: See `ResumableSampler`.
         order: See `ResumableSampler`.
         options: Further ones of :class:`torch.utils.data.DataLoader`.
+
+    Raises:
+        PolyditError: a run would have no batch to learn from. Outside of a run the loader may be empty.
     """
     sampler = ResumableSampler(data, trainer, batch_size, shuffle, seed, drop_last, numbered, order)
+    if trainer is not None and drop_last and len(sampler) < batch_size:  # Lightning would end without a step
+        raise PolyditError(f"train data: {NO_BATCH}")
     # Its own generator: a loader without one draws from the global state whenever an epoch begins.
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last, generator=generator, **options)

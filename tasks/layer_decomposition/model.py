@@ -58,6 +58,8 @@ class LayerDecomp(DiffusionModule):
         PolyditError: settings contradict each other or the backbone.
     """
 
+    predict_words = ("--mask", "PATH")
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -117,6 +119,26 @@ class LayerDecomp(DiffusionModule):
         self.alpha_weight, self.region_weight = alpha_weight, region_weight
         self.background_weight = background_weight
         self._last: tuple[Any, Known] | None = None
+
+    def prepare(self) -> None:
+        """Refuse another space than the backbone is made for, then what every module prepares.
+
+        Raises:
+            PolyditError: the autoencoder is missing, or one of other latents.
+        """
+        network, channels = self._network[0], self.space.channels
+        if self.formulation.residual_scale is not None:
+            channels = 4  # see `element_weight`: residual colours and alpha, in pixels
+        if isinstance(network, PretrainedTransformer):
+            made_for = network.latent_channels
+        else:
+            made_for = getattr(network, "prediction_channels", channels)
+        if made_for != channels:
+            raise PolyditError(
+                f"--model.autoencoder: the backbone predicts {made_for} channels and the data has {channels}; give the "
+                "autoencoder that these latents are of"
+            )
+        super().prepare()
 
     @property
     def space(self) -> Any:

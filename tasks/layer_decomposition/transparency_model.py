@@ -20,6 +20,8 @@ from ...core.training import DiffusionModule
 
 __all__ = ["LatentTransparency", "PatchDiscriminator", "identity_loss", "reconstruction_loss"]
 
+NO_VAE = "--model.vae: name the folder of the autoencoder that is to carry alpha"
+
 
 def reconstruction_loss(decoded: Tensor, rgba: Tensor) -> Tensor:
     """L1 of padded colours and of alpha: scalar, for decoded and true straight RGBA (B, 4, H, W) in [0, 1].
@@ -62,7 +64,7 @@ def frozen_autoencoder(source: str | nn.Module | None) -> nn.Module:
     if source is not None:
         return DiffusersAutoencoder.from_pretrained(source).vae
     if torch.get_default_device().type != "meta":
-        raise PolyditError("--model.vae: name the folder of the autoencoder that is to carry alpha")
+        raise PolyditError(NO_VAE)
     widths = (128, 256, 512, 512)
     return AutoencoderKL(
         block_out_channels=widths,
@@ -122,8 +124,19 @@ class LatentTransparency(DiffusionModule):
         super().__init__(nn.ModuleDict(parts if judge is None else {**parts, "judge": judge}), **kwargs)
         # Not a child: its networks are the backbone's, and the autoencoder under it is frozen and not saved.
         self._model = (model,)
+        self._stands_in = vae is None  # on the meta device: shapes to count, and nothing to train on
         self.reconstruction_weight, self.identity_weight = reconstruction_weight, identity_weight
         self.adversarial_weight = adversarial_weight
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train on shapes that only stand in for an autoencoder.
+
+        Raises:
+            PolyditError: no folder is named.
+        """
+        if stage == "fit" and self._stands_in:
+            raise PolyditError(NO_VAE)
+        super().setup(stage)
 
     @property
     def model(self) -> TransparentAutoencoder:
@@ -134,7 +147,11 @@ class LatentTransparency(DiffusionModule):
         """Reconstruction, identity, and the two sides of the adversarial game; ``batch["rgba"]`` is in [0, 1]."""
         rgba = batch["rgba"]
         self.batch_samples = len(rgba)
-        model = self.model.to(rgba.device)
+        model = self.model
+        if (
+            next(model.space.vae.parameters()).device != rgba.device
+        ):  # no child, so Lightning leaves it where it is
+            model.to(rgba.device)
         mean, std = model.posterior(rgba)
         offset = model.encoder(model.offset_feed(rgba).to(model.encoder.dtype)).float()
         latents = mean + std * model.gain * offset

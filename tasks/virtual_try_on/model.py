@@ -45,6 +45,8 @@ class VirtualTryOn(DiffusionModule):
         PolyditError: settings contradict each other or the backbone.
     """
 
+    predict_words = ("--garment", "FILE", "--mask", "FILE")
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -103,6 +105,10 @@ class VirtualTryOn(DiffusionModule):
                 "autoencoder that these latents are of"
             )
         super().prepare()
+
+    def switch_adapters(self, on: bool) -> str | None:
+        """There are none over all tokens, see the constructor."""
+        return None if on else ""
 
     @property
     def space(self) -> Any:
@@ -302,6 +308,14 @@ class TokenGroupTryOn(VirtualTryOn):
     def acting(self) -> dict[str, str]:
         """Group -> name of the LoRA on its tokens: its own."""
         return {group: group for group in self.group_adapters}
+
+    def switch_adapters(self, on: bool) -> str | None:
+        """The LoRAs of its groups, where the config has any."""
+        if not on:
+            self.group_adapters = {}
+            return ""
+        ranks = [f"--model.adapters.{group}.rank {lora.rank}" for group, lora in self.group_adapters.items()]
+        return " ".join(ranks) or None
 
     def denoise(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Tensor:
         """The network's raw answer, with the guidance of training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ def test_files_that_are_no_config(text, message, tmp_path):
         TaskCLI(TOY, "fit", ["--config", str(path)])
 
 
+def test_a_config_that_comes_behind_another_one_is_no_complete_one(tmp_path):
+    path = tmp_path / "more.yaml"
+    path.write_text("data:\n  init_args: {size: 96}\n")
+    task = replace(TOY, datamodule="lightning.pytorch:LightningDataModule", subclass_mode=True)
+    with pytest.raises(
+        PolyditError, match=r"data\.init_args\.size: .* give a complete config .* before this one"
+    ):
+        TaskCLI(task, "fit", ["--config", str(path)])
+
+
 def test_missing_backbone_says_what_to_do():
     with pytest.raises(PolyditError, match=r"model\.backbone: is required; give a complete config"):
         TaskCLI(TOY, "fit", [])
@@ -166,6 +177,10 @@ def test_default_config_is_taken_where_none_is_named():
         (["--trainer.max_epochs=0"], "config section trainer: max_epochs is 0, so nothing would be trained"),
         (["--trainer.max_steps=-1"], "config section trainer: the run has no end; set max_steps, max_time"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: there is no such checkpoint"),
+        (
+            ["--data.resumable=true", "--data.batch_size=9"],
+            "train data: not one whole batch; lower --data.batch_size or add samples",
+        ),
         (["--model.adapter.rank", "2"], "an adapter needs trained weights under it"),
         (
             ["--model.init_weights", "nowhere"],
@@ -180,4 +195,4 @@ def test_wrong_runs_end_in_one_line_and_leave_no_folder(config, words, message, 
     with pytest.raises(PolyditError) as caught:
         run(TOY, "fit", ["--config", config(), *words])
     assert message in str(caught.value)
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("toy/*"))

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,13 @@ def test_a_run_leaves_config_checkpoint_pipeline_and_says_how_to_use_it(fit, cap
     assert "step 4: held-out loss" in said
     assert "polydit toy predict --input PATH --output DIR --weights runs/toy/run/pipeline" in said
     assert not list(folder.rglob("*.partial"))
+
+
+def test_the_command_at_the_end_has_what_predict_cannot_do_without(fit, capsys, monkeypatch):
+    monkeypatch.setattr(Toy, "predict_words", ("--mask", "FILE"))
+    monkeypatch.setitem(globals(), "TOY", replace(TOY, input_flag="--person"))
+    fit()
+    assert "use it: polydit toy predict --person PATH --mask FILE --output DIR" in capsys.readouterr().err
 
 
 def test_checkpoint_holds_the_average_and_the_raw_weights(fit):

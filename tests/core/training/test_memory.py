@@ -194,3 +194,41 @@ def test_the_table_goes_from_dear_to_cheap_and_leaves_the_module_alone():
         assert 0 <= more <= 2 * 4 * 6 * 128**2
     assert made.adapter_options is None
     assert not made._prepared
+
+
+class GroupLoras(Toy):
+    """Its LoRAs are its own, as those of groups of tokens are."""
+
+    def switch_adapters(self, on: bool) -> str:
+        return "--model.adapters.person.rank 16" if on else ""
+
+
+class NoLoras(Toy):
+    """It takes none."""
+
+    def switch_adapters(self, on: bool) -> str | None:
+        return None if on else ""
+
+
+@pytest.mark.parametrize(("kind", "lora"), [(GroupLoras, ["LoRA", "LoRA, checkpointing"]), (NoLoras, [])])
+def test_the_table_has_what_a_module_with_other_adapters_accepts(kind, lora):
+    with torch.device("meta"):
+        made = kind(DiT(input_size=16, patch_size=2, in_channels=4, hidden_size=128, depth=2, num_heads=4))
+    table = list(variants(made, BATCH))
+    assert [v.name for v in table[3:]] == lora
+    assert not any("--model.adapter.rank" in v.options for v in table)
+
+
+def test_a_frozen_network_that_is_no_child_is_rehearsed_without_values():
+    from diffusers import AutoencoderKL
+
+    from polydit.tasks.layer_decomposition.transparency_model import LatentTransparency
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"):
+        vae = AutoencoderKL(block_out_channels=(4, 4, 8, 8), norm_num_groups=2, **blocks)
+        sizes = {"encoder_widths": [4, 4, 4, 8], "decoder_channels": [8, 8, 8, 8], "decoder_layers": 1}
+        made = LatentTransparency(vae, **sizes, attention_levels=1, discriminator_width=4)
+        made.prepare()
+    assert footprint(made, {"rgba": torch.zeros(1, 4, 32, 32)}).activations > 0
+    assert all(p.is_meta for p in vae.parameters())

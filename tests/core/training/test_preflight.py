@@ -106,6 +106,22 @@ def test_a_batch_that_is_larger_than_the_data(look):
     ]
 
 
+def test_the_check_of_a_loader_without_a_batch_says_so_as_a_run_does(look):
+    flight = look("--data.resumable=true", "--data.batch_size=9")
+    assert flight.problems == ["train data: not one whole batch; lower --data.batch_size or add samples"]
+
+
+@pytest.mark.parametrize("network", ["diffdis_unet.DiffdisUNet", "diffews_unet.DiffewsUNet"])
+def test_a_folder_that_is_not_named_is_asked_for(look, tmp_path, network):
+    path = f"polydit.core.backbones.{network}.from_folder"
+    config = f"model: {{backbone: {{class_path: {path}, init_args: {{source: null}}}}}}\n"
+    (tmp_path / "unet.yaml").write_text(config + "trainer: {max_steps: 4, accelerator: cpu, devices: 1}\n")
+    flight = Preflight(TOY, ["--config", "unet.yaml"])
+    flight.run()
+    (problem,) = flight.problems
+    assert problem.startswith("--model.backbone.source: the folder of Stable Diffusion 2.1 or SD-Turbo")
+
+
 def test_weights_of_another_model_and_a_lora_without_a_base(look, tmp_path):
     other = DiT(input_size=4, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=2)
     other.save_pretrained(tmp_path / "other")
