@@ -45,6 +45,8 @@ class GenCompositor(DiffusionModule):
         PolyditError: the backbone does not fit.
     """
 
+    predict_words = ("--composite", "FILE", "--path", "X,Y@FRAME")
+
     def __init__(
         self,
         backbone: nn.Module,

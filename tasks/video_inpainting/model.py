@@ -50,6 +50,8 @@ class EraserDiT(DiffusionModule):
         PolyditError: the backbone does not fit the formulation.
     """
 
+    predict_words = ("--mask", "PATH")
+
     def __init__(
         self,
         backbone: nn.Module,

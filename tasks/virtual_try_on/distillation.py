@@ -89,6 +89,10 @@ class DistilledTryOn(TokenGroupTryOn):
 
     # -- teacher and student -------------------------------------------------------------------------------
 
+    def switch_adapters(self, on: bool) -> str | None:
+        """The student's LoRAs; without them nothing would be trained."""
+        return super().switch_adapters(on) if on else None
+
     def setup(self, stage: str) -> None:
         """Attach the teacher's LoRAs, frozen, and start the student's from them.
 

@@ -183,3 +183,9 @@ def test_a_teacher_must_be_there(tmp_path):
     module.teacher = None
     with pytest.raises(PolyditError, match=r"--model\.teacher: name the folder"):
         module.setup("fit")
+
+
+def test_a_student_is_trained_by_its_loras_only(teacher):
+    module = student_of(teacher)
+    assert module.switch_adapters(True) == "--model.adapters.target.rank 2 --model.adapters.garment.rank 2"
+    assert module.switch_adapters(False) is None

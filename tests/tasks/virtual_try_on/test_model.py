@@ -334,3 +334,13 @@ def test_loras_need_weights_under_them(dit):
     module = module_of(dit, adapters={"garment": LoraOptions(2, targets=LAYERS)})
     with pytest.raises(PolyditError, match="LoRAs need trained weights under them"):
         module.setup("fit")
+
+
+def test_adapters_can_be_switched_for_a_table_of_memory(dit):
+    ranks = {"garment": LoraOptions(2, targets=LAYERS), "person": LoraOptions(4, targets=LAYERS)}
+    module = module_of(dit, adapters=ranks)
+    assert module.switch_adapters(True) == "--model.adapters.garment.rank 2 --model.adapters.person.rank 4"
+    assert module.switch_adapters(False) == ""
+    module.prepare()
+    assert all(parameter.requires_grad for parameter in module.backbone.parameters())
+    assert module_of(dit).switch_adapters(True) is None  # the config has no LoRA
