@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
-from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
+from ...core.backbones.pretrained import PretrainedTransformer, as_backbone, refuse_other_latents
 from ...core.conditioning import FixedText
 from ...core.conditioning.channels import find_input_layer
 from ...core.conditioning.pretrained_joint import can_join
@@ -126,18 +126,9 @@ class LayerDecomp(DiffusionModule):
         Raises:
             PolyditError: the autoencoder is missing, or one of other latents.
         """
-        network, channels = self._network[0], self.space.channels
-        if self.formulation.residual_scale is not None:
-            channels = 4  # see `element_weight`: residual colours and alpha, in pixels
-        if isinstance(network, PretrainedTransformer):
-            made_for = network.latent_channels
-        else:
-            made_for = getattr(network, "prediction_channels", channels)
-        if made_for != channels:
-            raise PolyditError(
-                f"--model.autoencoder: the backbone predicts {made_for} channels and the data has {channels}; give the "
-                "autoencoder that these latents are of"
-            )
+        # Of residual colours and alpha in pixels a layer has four, see `element_weight`.
+        in_pixels = self.formulation.residual_scale is not None
+        refuse_other_latents(self._network[0], 4 if in_pixels else self.space.channels)
         super().prepare()
 
     @property

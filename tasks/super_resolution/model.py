@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
-from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
+from ...core.backbones.pretrained import PretrainedTransformer, as_backbone, refuse_other_latents
 from ...core.conditioning import FixedText
 from ...core.diffusion import Objective, make_scheduler
 from ...core.diffusion.objective import ObjectiveOutput
@@ -109,15 +109,7 @@ class SuperResolution(DiffusionModule):
             raise PolyditError(
                 "--model.backbone.source: name the folder, in diffusers format, of the backbone's pipeline"
             )
-        if isinstance(network, PretrainedTransformer):
-            channels = network.latent_channels
-        else:
-            channels = getattr(network, "prediction_channels", space.channels)
-        if channels != space.channels:
-            raise PolyditError(
-                f"--model.autoencoder: the backbone predicts {channels} channels and the data has "
-                f"{space.channels}; give the autoencoder that these latents are of"
-            )
+        refuse_other_latents(network, space.channels)
         if self.formulation.low_condition and self.formulation.scales != (space.spatial_factor,):
             raise PolyditError(
                 "--model.autoencoder: with low_condition the latents have the size of the low-resolution picture, but "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...core.adapters import LoraOptions, continue_from, inject_group
 from ...core.autoencoders import DiffusersAutoencoder, as_autoencoder
-from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
+from ...core.backbones.pretrained import PretrainedTransformer, as_backbone, refuse_other_latents
 from ...core.conditioning import FixedText
 from ...core.conditioning.pretrained_joint import can_join
 from ...core.diffusion import Objective, make_scheduler, shift_of_tokens
@@ -94,16 +94,7 @@ class VirtualTryOn(DiffusionModule):
         Raises:
             PolyditError: the autoencoder is missing, or one of other latents.
         """
-        network, channels = self._network[0], self.space.channels
-        if isinstance(network, PretrainedTransformer):
-            made_for = network.latent_channels
-        else:
-            made_for = getattr(network, "prediction_channels", channels)
-        if made_for != channels:
-            raise PolyditError(
-                f"--model.autoencoder: the backbone predicts {made_for} channels and the data has {channels}; give the "
-                "autoencoder that these latents are of"
-            )
+        refuse_other_latents(self._network[0], self.space.channels)
         super().prepare()
 
     def switch_adapters(self, on: bool) -> str | None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from polydit.core import predict as predict_module
 from polydit.core.adapters import LoraOptions, inject, save_lora
 from polydit.core.backbones import DiT
 from polydit.core.cli import main
+from polydit.core.errors import PolyditError
 from polydit.core.load import load
 
 
@@ -111,6 +113,20 @@ def test_one_bad_file_among_several_is_told_and_the_others_go_on(run: Any, photo
         "error": f"{photos / 'b.jpg'}: not a picture",
     }
     assert (tmp_path / "out/c.png").is_file()
+
+
+def test_what_a_failed_input_had_written_is_not_there(
+    run: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def half(task: Any, pipe: Any, source: Path, writer: Any, options: Any) -> dict[str, Any]:
+        writer.image(f"{source.stem}.png", Image.open(source).convert("RGB"))
+        if source.stem == "b":
+            raise PolyditError(f"{source}: the second half failed")
+        return {"files": [f"{source.stem}.png"]}
+
+    monkeypatch.setattr(predict_module, "run_one", half)
+    assert run("--input", photos)[0] == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "c.png", "results.json"}
 
 
 def test_a_bad_file_alone_is_the_error(run: Any, photos: Path, tmp_path: Path):

@@ -8,7 +8,14 @@ The diffusers module itself stays reachable and untouched as ``.transformer``; t
 from __future__ import annotations
 
 from .adapter import PretrainedTransformer, TextInputs
-from .loading import FAMILIES, adapt_transformer, as_backbone, load_transformer, model_class
+from .loading import (
+    FAMILIES,
+    adapt_transformer,
+    as_backbone,
+    load_transformer,
+    model_class,
+    refuse_other_latents,
+)
 
 __all__ = [
     "FAMILIES",
@@ -18,4 +25,5 @@ __all__ = [
     "as_backbone",
     "load_transformer",
     "model_class",
+    "refuse_other_latents",
 ]

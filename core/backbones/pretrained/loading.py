@@ -92,6 +92,23 @@ def as_backbone(model: nn.Module) -> nn.Module:
     return adapt_transformer(model) if _known(model) else model
 
 
+def refuse_other_latents(network: nn.Module, channels: int) -> None:
+    """Refuse data of other channels than a backbone (see :func:`as_backbone`) predicts, where that is known.
+
+    Raises:
+        PolyditError: the autoencoder is missing, or one of other latents.
+    """
+    if isinstance(network, PretrainedTransformer):
+        made_for = network.latent_channels
+    else:
+        made_for = getattr(network, "prediction_channels", channels)
+    if made_for != channels:
+        raise PolyditError(
+            f"--model.autoencoder: the backbone predicts {made_for} channels and the data has {channels}; give the "
+            "autoencoder that these latents are of"
+        )
+
+
 def adapt_transformer(transformer: ModelMixin) -> PretrainedTransformer:
     """Put a loaded diffusers transformer behind the adapter of its family.
 

@@ -137,3 +137,12 @@ def test_what_does_not_fit_is_refused():
         LayerDecomp(small_dit(layers=["front"]), residual_scale=0.2)
     with pytest.raises(PolyditError, match="leave --model"):
         LayerDecomp(small_dit(), autoencoder=PixelSpace(), residual_scale=0.2)
+
+
+def test_pixels_are_refused_by_a_backbone_of_latents():
+    layers = ["background", "foreground", "alpha"]
+    model = LayerDecomp(small_dit(layers=layers), Objective(prediction="x0"), size=64)
+    with pytest.raises(
+        PolyditError, match=r"the backbone predicts 4 channels and the data has 3; give the auto"
+    ):
+        model.prepare()
