@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ class CompositeOptions:
             less than its inverse are enlarged.
         balance: how often cut-outs of one source (before ``--`` in the names of a corpus) are drawn, as a power
             of their number: 1 draws all files alike, 0 all sources. Photographs are drawn alike always.
+        shares: source of cut-outs -> how many times as often its files are drawn; 1 where it is not named.
         coverage: least and largest share of the picture that the foreground covers; what is outside is drawn again.
     """
 
@@ -69,6 +71,7 @@ class CompositeOptions:
     photo_zoom: tuple[float, float] = (0.5, 1.0)
     photo_held: float = 2.0
     balance: float = 1.0
+    shares: dict[str, float] = field(default_factory=dict)
     coverage: tuple[float, float] = (0.02, 0.8)
 
     @classmethod
@@ -148,7 +151,7 @@ class Compositor:
         # Larger than a composite shows: crops and turns still reduce, so that nothing gets soft.
         self.photo_side = round(self.options.photo_held * max(self.size))
         self.cutout_side = round(1.5 * max(self.size))
-        self._weights = _balanced(self.cutouts, self.options.balance)
+        self._weights = _balanced(self.cutouts, self.options.balance, self.options.shares)
         self._photos = HeldPictures(self._read_photo, cache_megabytes // 2)
         self._cutouts = HeldPictures(self._read_cutout, cache_megabytes // 2)
 
@@ -318,13 +321,28 @@ class Compositor:
         return np.asarray(picture)
 
 
-def _balanced(files: Sequence[Path], power: float) -> NDArray[np.float64] | None:
-    """Cumulated probabilities of files, so that a source of n files is drawn in proportion to ``n ** power``."""
-    if power == 1:
+def _balanced(
+    files: Sequence[Path], power: float, shares: Mapping[str, float]
+) -> NDArray[np.float64] | None:
+    """Cumulated probabilities of files: a source of n files is drawn in proportion to ``share * n ** power``.
+
+    Raises:
+        PolyditError: a share is negative or of a source that is not there, or nothing would be drawn.
+    """
+    if power == 1 and not shares:
         return None
     sources = [path.name.partition("--")[0] for path in files]
-    counts = {name: sources.count(name) for name in set(sources)}
-    weights = np.array([counts[name] ** (power - 1.0) for name in sources])
+    counts = Counter(sources)
+    for name, share in shares.items():
+        if name not in counts:
+            raise PolyditError(
+                f"composites.shares {name!r}: no cut-outs of this source; there are {', '.join(sorted(counts))}"
+            )
+        if share < 0:
+            raise PolyditError(f"composites.shares {name}: {share:g} is negative; give 0 or more")
+    weights = np.array([shares.get(name, 1.0) * counts[name] ** (power - 1.0) for name in sources])
+    if not weights.sum():
+        raise PolyditError("composites.shares: all sources that there are have 0; nothing would be drawn")
     return np.cumsum(weights / weights.sum())
 
 
