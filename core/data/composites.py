@@ -321,9 +321,7 @@ class Compositor:
         return np.asarray(picture)
 
 
-def _balanced(
-    files: Sequence[Path], power: float, shares: Mapping[str, float]
-) -> NDArray[np.float64] | None:
+def _balanced(files: Sequence[Path], power: float, shares: Mapping[str, float]) -> NDArray[np.float64] | None:
     """Cumulated probabilities of files: a source of n files is drawn in proportion to ``share * n ** power``.
 
     Raises:

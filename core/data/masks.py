@@ -22,6 +22,7 @@ __all__ = [
     "bounding_box",
     "box_mask",
     "convex_hull",
+    "counted",
     "dilate",
     "edge_band",
     "erode",
@@ -71,6 +72,11 @@ def harden(mask: Mask, threshold: float = 0.5) -> Mask:
     else:
         hard = values if values.dtype == torch.bool else values > threshold
     return _like(hard, mask)
+
+
+def counted(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey values of a mask's file, 8 bits; of a file that counts in 0 and 1 the ones become 255."""
+    return np.where(values == 1, np.uint8(255), np.uint8(0)) if values.max(initial=0) == 1 else values
 
 
 def soften(mask: Mask) -> Mask:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...core.alpha import area_resize, fill_smoothly, recompose, solve_layers, split
 from ...core.backbones.pretrained import PretrainedTransformer, as_backbone
 from ...core.data.images import ImageInfo, read_image, to_uint8
-from ...core.data.masks import Box, bounding_box
+from ...core.data.masks import Box, bounding_box, counted, soften
 from ...core.data.pillow import from_pillow
 from ...core.diffusion import Parameterization, with_scheduler
 from ...core.diffusion.samplers import Step
@@ -352,8 +352,7 @@ def to_mask(mask: Picture) -> NDArray[np.float32]:
         raise PolyditError(
             f"mask of shape {values.shape} and type {values.dtype}: give (H, W), uint8 or bool"
         )
-    counted = values.dtype == np.bool_ or values.max(initial=0) == 1
-    return (values.astype(np.float32) / (1 if counted else 255)).astype(np.float32)
+    return soften(values if values.dtype == np.bool_ else counted(values))
 
 
 def _read(picture: Image.Image | str | Path) -> tuple[NDArray[Any], ImageInfo]:

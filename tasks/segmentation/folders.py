@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...core.data.images import IMAGE_SUFFIXES, image_size, read_image, to_uint8
-from ...core.data.masks import edge_band
+from ...core.data.masks import counted, edge_band
 from ...core.errors import PolyditError
 
 __all__ = ["LAYOUTS", "MaskFolder", "Masked", "edge_target", "find_layout", "read_mask"]
@@ -156,6 +156,8 @@ def edge_target(mask: Pixels, radius: int = 2) -> Pixels:
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
     """A mask (H, W) uint8: the grey of the file, or its alpha where the file is nothing but alpha.
 
+    Of a file that counts in 0 and 1 the ones are white.
+
     Args:
         path: a picture file.
         size: (height, width) that it must have.
@@ -172,6 +174,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
     )
     if info.alpha is not None and not mask.any():
         mask = to_uint8(info.alpha)
+    mask = counted(mask)
     if size is not None and mask.shape != tuple(size):
         raise PolyditError(
             f"{path}: is {mask.shape[1]}x{mask.shape[0]}, and its picture is {size[1]}x{size[0]}; "

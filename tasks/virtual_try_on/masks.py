@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ...core.data.images import ImageInfo, read_image, to_uint8
-from ...core.data.masks import convex_hull, dilate, harden
+from ...core.data.masks import convex_hull, counted, dilate, harden
 from ...core.errors import PolyditError
 
 __all__ = [
@@ -135,8 +135,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Region:
 
 def light_of(pixels: NDArray[Any], info: ImageInfo) -> Region:
     """Where a picture as `read_image` gives it, without a background, is light, or see `read_mask`."""
-    light = to_uint8(pixels).max(-1)
-    mask: Region = light > 0 if light.max(initial=0) == 1 else harden(light)  # counted, or painted
+    mask: Region = harden(counted(to_uint8(pixels).max(-1)))
     if info.alpha is not None:
         opaque = harden(to_uint8(info.alpha))
         mask = mask & opaque if (mask & opaque).any() else opaque

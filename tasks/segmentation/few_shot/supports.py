@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ....core.data.images import ImageInfo, list_images, read_image, to_uint8
+from ....core.data.masks import counted
 from ....core.data.pillow import from_pillow
 from ....core.errors import PolyditError
 
@@ -122,7 +123,7 @@ def _by_name(supports: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Where a mask's file is light, or a cut-out is opaque: boolean (H, W), upright.
+    """Where a mask's file is light (1, where it counts in 0 and 1), or a cut-out is opaque: boolean (H, W), upright.
 
     Raises:
         PolyditError: it cannot be read.
@@ -147,4 +148,4 @@ def _marked(pixels: NDArray[Any], info: ImageInfo) -> NDArray[np.bool_]:
     thing = opaque(info)
     if thing is not None:
         return thing
-    return np.asarray(Image.fromarray(to_uint8(pixels)).convert("L")) >= 128
+    return counted(np.asarray(Image.fromarray(to_uint8(pixels)).convert("L"))) >= 128

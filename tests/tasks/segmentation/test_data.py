@@ -237,6 +237,34 @@ def test_sources_of_cutouts_can_be_balanced_and_photographs_are_drawn_alike(tmp_
         assert few(compositor.draw_photo) == pytest.approx(0.1, abs=0.03)
 
 
+def test_named_sources_of_cutouts_are_drawn_more_often(tmp_path, monkeypatch):
+    files = [tmp_path / f"many--{n}.png" for n in range(90)] + [tmp_path / f"few--{n}.png" for n in range(10)]
+    rng = np.random.default_rng(0)
+    for balance, shares, share in (
+        (0.0, {"few": 3.0}, 0.75),
+        (1.0, {"few": 9.0}, 0.5),
+        (1.0, {"many": 0}, 1.0),
+    ):
+        compositor = Compositor(files, files, 32, CompositeOptions(balance=balance, shares=shares))
+        monkeypatch.setattr(compositor, "_cutouts", lambda file: np.zeros((2, 2, 4), np.uint8))
+        drawn = [compositor.draw_cutout(rng)[1].name.startswith("few") for _ in range(2000)]
+        assert np.mean(drawn) == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"fewer": 2.0}, "no cut-outs of this source; there are few, many"),
+        ({"few": -1.0}, "is negative"),
+        ({"few": 0.0, "many": 0.0}, "nothing would be drawn"),
+    ],
+)
+def test_wrong_shares_are_told(tmp_path, shares, says):
+    files = [tmp_path / "many--0.png", tmp_path / "many--1.png", tmp_path / "few--0.png"]
+    with pytest.raises(PolyditError, match=says):
+        Compositor(files, files, 32, CompositeOptions(shares=shares))
+
+
 def test_photographs_are_held_large_enough_for_small_crops(tmp_path):
     file = tmp_path / "photo.png"
     Image.new("RGB", (400, 300)).save(file)
