@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...core.data.images import list_images, read_image, to_uint8
-from ...core.data.masks import counted
 from ...core.data.video import FolderReader, VideoReader, is_video
 from ...core.errors import PolyditError
 from .tracking import Box, track
@@ -137,8 +136,6 @@ def united(pairs: Iterable[tuple[Item, Mask]], radius: int) -> Iterator[tuple[It
 def read_mask(file: Path) -> Mask:
     """A mask of a picture: a palette's colours but the first (DAVIS), alpha where there is one, else what is bright.
 
-    Of a file that counts in 0 and 1 the ones are bright.
-
     Raises:
         PolyditError: it cannot be read.
     """
@@ -152,10 +149,7 @@ def read_mask(file: Path) -> Mask:
     pixels, info = read_image(file)
     if info.alpha is not None and info.alpha.min() < info.alpha.max():
         return to_uint8(info.alpha) >= THRESHOLD
-    grey = to_uint8(pixels).max(-1)
-    if file.suffix.lower() in (".jpg", ".jpeg"):  # where a 1 is noise
-        return grey >= THRESHOLD
-    return counted(grey) >= THRESHOLD
+    return to_uint8(pixels).max(-1) >= THRESHOLD
 
 
 # -- boxes -------------------------------------------------------------------------------------------------
