@@ -151,23 +151,23 @@ def few_shot_tab(session: PredictSession) -> None:
                 elem_id="support-editor",
             )
             mark = gr.Button("Use it as a support", elem_id="mark")
-            with gr.Row():
-                supports = gr.File(
-                    label="Supports",
-                    file_count="multiple",
-                    file_types=["image"],
-                    type="filepath",
-                    height=130,
-                    elem_id="supports",
-                )
-                masks = gr.File(
-                    label="Their masks, white on black",
-                    file_count="multiple",
-                    file_types=["image"],
-                    type="filepath",
-                    height=130,
-                    elem_id="support-masks",
-                )
+            # One below the other: side by side there is no room for the names.
+            supports = gr.File(
+                label="Supports",
+                file_count="multiple",
+                file_types=["image"],
+                type="filepath",
+                height=130,
+                elem_id="supports",
+            )
+            masks = gr.File(
+                label="Their masks, white on black",
+                file_count="multiple",
+                file_types=["image"],
+                type="filepath",
+                height=130,
+                elem_id="support-masks",
+            )
             query = upload_picture("Picture to look at", "query", 220)
             threshold = gr.Slider(
                 0.05, 0.95, value=THRESHOLD, step=0.05, label="Threshold", info="Of the hard mask."

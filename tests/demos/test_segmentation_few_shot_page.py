@@ -109,8 +109,7 @@ def test_a_thing_is_found_in_a_browser(page: Any, url: str, shown: tuple[Path, P
     page.locator("#query input[type=file]").set_input_files(str(shown[0]))
     page.locator("#supports input[type=file]").set_input_files(str(shown[0]))
     page.locator("#support-masks input[type=file]").set_input_files(str(shown[1]))
-    # There is enough: in a narrow column the name's own box may have no width.
-    page.locator("#support-masks").get_by_text("disk_mask").first.wait_for(state="attached")
+    page.locator("#support-masks").get_by_text("disk_mask").first.wait_for()
     page.locator("#query img").first.wait_for()
     page.locator("#find").click()
     page.locator("#few-shot-note").get_by_text("of the picture").wait_for()
