@@ -334,7 +334,8 @@ def _balanced(files: Sequence[Path], power: float, shares: Mapping[str, float]) 
     for name, share in shares.items():
         if name not in counts:
             raise PolyditError(
-                f"composites.shares {name!r}: no cut-outs of this source; there are {', '.join(sorted(counts))}"
+                f"composites.shares {name!r}: no cut-outs of this source; there are {', '.join(sorted(counts))}; "
+                "set data.init_args.composites.shares to those, or to {}"
             )
         if share < 0:
             raise PolyditError(f"composites.shares {name}: {share:g} is negative; give 0 or more")
