@@ -157,3 +157,11 @@ def test_released_files_become_a_pipeline(tmp_path):
 def test_without_an_autoencoder_the_option_is_named():
     with pytest.raises(PolyditError, match=r"--model\.vae: name the folder"):
         LatentTransparency()
+
+
+def test_shapes_that_stand_in_for_an_autoencoder_are_counted_and_not_trained_on():
+    with torch.device("meta"):
+        module = LatentTransparency()
+    assert sum(p.numel() for p in module.model.encoder.parameters()) == 1_181_764
+    with pytest.raises(PolyditError, match=r"--model\.vae: name the folder"):
+        module.setup("fit")
